@@ -1,0 +1,37 @@
+"""Keep an app on Supabase working while Supabase, the network or its own processes fail.
+
+A thin wrapper bound to a supabase-py client, sync or async. The map, from the floor up:
+
+- words: `errors`, `events`
+- decisions, no I/O: `failures` (the one failure table), `breaker`, `retry`, `deadline`
+- drivers: `protect` (a client whose queries are guarded)
+- for your tests: `testing`, and `local` (a whole Supabase without Docker, extra `local`)
+"""
+
+from supabase_resilience.breaker import BreakerStats, CircuitBreaker
+from supabase_resilience.deadline import deadline
+from supabase_resilience.errors import CircuitOpenError, ResilienceError
+from supabase_resilience.events import Event, Hook, log_event
+from supabase_resilience.failures import Classification, classify
+from supabase_resilience.protect import AsyncProtectedClient, ProtectedClient, protect
+from supabase_resilience.retry import RetryConfig
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AsyncProtectedClient",
+    "BreakerStats",
+    "CircuitBreaker",
+    "CircuitOpenError",
+    "Classification",
+    "Event",
+    "Hook",
+    "ProtectedClient",
+    "ResilienceError",
+    "RetryConfig",
+    "__version__",
+    "classify",
+    "deadline",
+    "log_event",
+    "protect",
+]

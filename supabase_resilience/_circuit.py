@@ -1,0 +1,230 @@
+"""The circuit's state machine: which calls may pass, and what an outcome changes.
+
+It knows no lock, no hook and no clock: every method wants external locking and is told the time.
+What happened is left in `untold`, for the caller to tell after it has let go of the lock.
+"""
+
+import random
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from supabase_resilience._checks import (
+    check_count,
+    check_number,
+    check_optional,
+    check_seconds,
+    check_text,
+)
+from supabase_resilience.events import (
+    CircuitClosed,
+    CircuitDisabled,
+    CircuitHalfOpened,
+    CircuitOpened,
+    Event,
+)
+from supabase_resilience.failures import Classification, Verdict
+
+__all__ = ["Circuit", "CircuitSettings", "Permit", "State"]
+
+State = Literal["closed", "open", "half_open", "forced_open", "disabled"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CircuitSettings:
+    """The numbers of a circuit; `CircuitBreaker` documents them."""
+
+    name: str
+    failure_threshold: int
+    reset_timeout: float
+    half_open_permits: int
+    close_after: int
+    probe_timeout: float | None
+    max_reset_timeout: float
+    growth: float
+    jitter: float
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no sense."""
+        check_text("name", self.name)
+        check_count("failure_threshold", self.failure_threshold)
+        check_seconds("reset_timeout", self.reset_timeout)
+        check_count("half_open_permits", self.half_open_permits)
+        check_count("close_after", self.close_after)
+        check_optional(check_seconds, "probe_timeout", self.probe_timeout)
+        check_seconds("max_reset_timeout", self.max_reset_timeout)
+        if self.max_reset_timeout < self.reset_timeout:
+            raise ValueError(
+                f"max_reset_timeout must be >= reset_timeout ({self.reset_timeout!r}), "
+                f"got {self.max_reset_timeout!r}"
+            )
+        check_number("growth", self.growth, at_least=1.0)
+        check_number("jitter", self.jitter, at_least=0.0)
+
+
+class Permit:
+    """Leave to make one call; it goes back through `settle()` or `release()` of its breaker.
+
+    It remembers the moment it was given: `generation` grows with each change of state, and a
+    result from before the last one is not counted; `losses` grows with each connection loss
+    counted, and calls in flight share that one. Calls that start while nothing changes share one
+    permit, but each probe has its own. `is_probe` marks the trial call of a half-open circuit,
+    which must not be repeated; `is_nested` a use inside a call of the same breaker.
+    """
+
+    __slots__ = ("generation", "is_nested", "is_probe", "losses")
+
+    def __init__(
+        self, generation: int, losses: int, *, is_probe: bool = False, is_nested: bool = False
+    ) -> None:
+        self.generation = generation
+        self.losses = losses
+        self.is_probe = is_probe
+        self.is_nested = is_nested
+
+
+class Circuit:
+    """Closed, open, half-open, and the two states that are set by hand."""
+
+    def __init__(
+        self, settings: CircuitSettings, now: float, *, rng: Callable[[], float] = random.random
+    ) -> None:
+        self.settings = settings
+        self._rng = rng
+        self.state: State = "closed"
+        self.permit: Permit | None = Permit(0, 0)
+        """What every call takes while closed; None sends it to `admit()`."""
+        self.failures = 0
+        self.since = now
+        self.open_until = 0.0
+        self.counts: dict[str, int] = dict.fromkeys(
+            ("failure", "neutral", "throttled", "blocked", "refused", "opened", "closed"), 0
+        )
+        self.untold: deque[Event] = deque()
+        self._generation = 0
+        self._losses = 0
+        self._left_closed_at = now
+        self._reopenings = 0
+        self._probes: dict[Permit, float] = {}  # and when each forfeits
+        self._probe_successes = 0
+
+    def admit(self, now: float) -> tuple[Permit | None, float | None]:
+        """A permit; or None and how many seconds to wait, where that is known."""
+        if self.state == "open" and now >= self.open_until:
+            self._move("half_open", now)
+            self.untold.append(CircuitHalfOpened(breaker=self.settings.name))
+        if self.state in {"closed", "disabled"}:
+            return Permit(self._generation, self._losses), None
+        if self.state == "half_open":
+            return self._admit_probe(now)
+        return self._refuse(self.open_until - now if self.state == "open" else None)
+
+    def _admit_probe(self, now: float) -> tuple[Permit | None, float | None]:
+        for permit in [permit for permit, until in self._probes.items() if until <= now]:
+            del self._probes[permit]  # it hangs, and would keep the circuit half-open for ever
+        if len(self._probes) >= self.settings.half_open_permits:
+            return self._refuse(min(self._probes.values()) - now)
+        permit = Permit(self._generation, self._losses, is_probe=True)
+        self._probes[permit] = now + (self.settings.probe_timeout or self.settings.reset_timeout)
+        return permit, None
+
+    def _refuse(self, retry_after: float | None) -> tuple[None, float | None]:
+        self.counts["refused"] += 1
+        return None, retry_after
+
+    def succeed(self, permit: Permit, now: float) -> None:
+        """A call came back well: failures are no longer consecutive, a probe may close."""
+        if not self._is_current(permit):
+            return
+        if self.state == "closed":
+            self.failures = 0
+        elif self.state == "half_open":
+            self._probe_successes += 1
+            if self._probe_successes >= self.settings.close_after:
+                self.close(now)
+
+    def count(self, permit: Permit, outcome: Classification, now: float) -> None:
+        """A call came back otherwise: count it, and open if that was enough."""
+        verdict = self._verdict(permit, outcome)
+        self.counts[verdict] += 1
+        if verdict == "neutral" and permit.is_probe and outcome.answered:
+            # Postgres refused the probe's own request, so the service is back.
+            self.succeed(permit, now)
+        elif self._is_current(permit) and verdict != "neutral" and self.state != "disabled":
+            self._fail(verdict, outcome, now)
+
+    def _verdict(self, permit: Permit, outcome: Classification) -> Verdict:
+        if outcome.scope == "query":
+            return "neutral"
+        # One HTTP/2 GOAWAY or one restarted proxy breaks every call on the wire: one failure.
+        is_echo = outcome.connection_lost and permit.losses < self._losses
+        return "neutral" if is_echo else outcome.verdict
+
+    def _is_current(self, permit: Permit) -> bool:
+        """Is this result still news? Takes a probe's permit back, and fences late ones."""
+        held = self._probes.pop(permit, None) is not None
+        return permit.generation == self._generation and (held or not permit.is_probe)
+
+    def _fail(self, verdict: Verdict, outcome: Classification, now: float) -> None:
+        self.failures += 1
+        if outcome.connection_lost:
+            self._losses += 1
+            if self.state == "closed":
+                self.permit = Permit(self._generation, self._losses)
+        is_enough = self.failures >= self.settings.failure_threshold
+        if is_enough or verdict != "failure" or self.state == "half_open":
+            self._open(verdict, outcome, now)
+
+    def _open(self, cause: Verdict, outcome: Classification, now: float) -> None:
+        if self.state == "half_open":
+            self._reopenings += 1
+        open_for = self._open_time(cause, outcome.retry_after or 0.0)
+        self._move("open", now)
+        self.open_until = now + open_for
+        self._tell_opened(cause, outcome.reason, open_for)
+
+    def _open_time(self, cause: Verdict, retry_after: float) -> float:
+        limit = self.settings.max_reset_timeout
+        usual = self.settings.reset_timeout * self.settings.growth ** min(self._reopenings, 64)
+        seconds = limit if cause == "blocked" else min(max(usual, retry_after), limit)
+        # Only ever longer: a server that asked for a minute must not be called before it.
+        return seconds * (1.0 + self.settings.jitter * self._rng())
+
+    def force_open(self, now: float) -> None:
+        """Refuse every call until `close()`."""
+        self._move("forced_open", now)
+        self._tell_opened("forced", "force_open()", None)
+
+    def _tell_opened(self, cause: str, reason: str, open_for: float | None) -> None:
+        self.counts["opened"] += 1
+        facts: dict[str, Any] = {"cause": cause, "reason": reason, "open_for": open_for}
+        event = CircuitOpened(breaker=self.settings.name, failures=self.failures, **facts)
+        self.untold.append(event)
+
+    def disable(self, now: float) -> None:
+        """Let every call pass and judge none, until `close()`."""
+        self._move("disabled", now)
+        self.untold.append(CircuitDisabled(breaker=self.settings.name))
+
+    def close(self, now: float) -> None:
+        """Let calls pass; what was counted before is forgotten."""
+        was, away = self.state, max(0.0, now - self._left_closed_at)
+        self._move("closed", now)
+        self.failures = self._reopenings = 0
+        self.permit = Permit(self._generation, self._losses)
+        if was != "closed":
+            self.counts["closed"] += 1
+            self.untold.append(CircuitClosed(breaker=self.settings.name, seconds=away))
+
+    def _move(self, state: State, now: float) -> None:
+        if self.state == "closed":
+            self._left_closed_at = now
+        self.state, self.since, self.permit = state, now, None
+        self._generation += 1
+        self._probes.clear()
+        self._probe_successes = 0
+
+    def forget_probes(self) -> None:
+        """After a fork: the probes in flight belong to the parent."""
+        self._probes.clear()

@@ -1,0 +1,107 @@
+"""A breaker as a decorator, for the four kinds of function that Python has.
+
+A function and a coroutine function are one call each. A generator is one call from its first item
+to its end, but the code between its items is the reader's: only the steps run inside the call.
+"""
+
+import functools
+import inspect
+from collections.abc import AsyncGenerator, Callable, Generator
+from typing import Any, ParamSpec, Protocol, TypeVar, cast
+
+from supabase_resilience._calls import Within
+from supabase_resilience._circuit import Permit
+from supabase_resilience.failures import Classification
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_SUCCESS = Classification(verdict="success", answered=True)
+
+
+class Breaker(Protocol):
+    """What a decorator needs of a breaker."""
+
+    def execute(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> T: ...
+    def acquire(self) -> Permit: ...
+    def settle(self, permit: Permit, outcome: Classification) -> None: ...
+    def judge(self, permit: Permit, error: BaseException) -> None: ...
+
+
+def decorate(breaker: Breaker, fn: Callable[P, T]) -> Callable[P, T]:
+    """`fn`, each call of it guarded by `breaker`."""
+    if inspect.isasyncgenfunction(fn):
+        return cast("Callable[P, T]", _async_generator(breaker, fn))
+    if inspect.isgeneratorfunction(fn):
+        return cast("Callable[P, T]", _generator(breaker, fn))
+    if inspect.iscoroutinefunction(fn):
+        return cast("Callable[P, T]", _coroutine(breaker, fn))
+
+    @functools.wraps(fn)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        return breaker.execute(fn, *args, **kwargs)
+
+    return call
+
+
+def _coroutine(breaker: Breaker, fn: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(fn)
+    async def call(*args: Any, **kwargs: Any) -> Any:
+        return await breaker.execute(fn, *args, **kwargs)
+
+    return call
+
+
+def _generator(
+    breaker: Breaker, fn: Callable[..., Generator[Any, Any, Any]]
+) -> Callable[..., Generator[Any, Any, Any]]:
+    @functools.wraps(fn)
+    def generate(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+        permit = breaker.acquire()
+        source = fn(*args, **kwargs)
+        step: Callable[[Any], Any] = source.send
+        sent: Any = None
+        try:
+            while True:
+                with Within(breaker, is_probe=permit.is_probe):
+                    item = step(sent)
+                try:
+                    step, sent = source.send, (yield item)
+                except Exception as thrown:  # noqa: BLE001 - it goes on into the source
+                    step, sent = source.throw, thrown
+        except StopIteration as end:
+            breaker.settle(permit, _SUCCESS)
+            return end.value
+        except BaseException as error:
+            source.close()
+            breaker.judge(permit, error)
+            raise
+
+    return generate
+
+
+def _async_generator(
+    breaker: Breaker, fn: Callable[..., AsyncGenerator[Any, Any]]
+) -> Callable[..., AsyncGenerator[Any, Any]]:
+    @functools.wraps(fn)
+    async def generate(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
+        permit = breaker.acquire()
+        source = fn(*args, **kwargs)
+        step: Callable[[Any], Any] = source.asend
+        sent: Any = None
+        try:
+            while True:
+                with Within(breaker, is_probe=permit.is_probe):
+                    item = await step(sent)
+                try:
+                    step, sent = source.asend, (yield item)
+                except Exception as thrown:  # noqa: BLE001 - it goes on into the source
+                    step, sent = source.athrow, thrown
+        except StopAsyncIteration:
+            breaker.settle(permit, _SUCCESS)
+        except BaseException as error:
+            await source.aclose()
+            breaker.judge(permit, error)
+            raise
+
+    return generate

@@ -1,0 +1,445 @@
+"""CircuitBreaker: leave a sick service alone, and try it again gently.
+
+A breaker never waits, so one class serves threads and tasks alike; all that differs is who awaits
+the result. Its state machine (`_circuit.py`) is under one short lock that never spans a call. While
+the circuit is closed and nothing fails, that lock isn't even taken: a call reads one immutable
+permit and counts itself on an atomic counter.
+"""
+
+import inspect
+import itertools
+import logging
+import os
+import threading
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, ParamSpec, Self, TypeVar, cast
+
+from supabase_resilience import _clock
+from supabase_resilience._calls import Call, Within, current_call, enclosing_call
+from supabase_resilience._checks import check_callable, check_optional
+from supabase_resilience._circuit import Circuit, CircuitSettings, Permit, State
+from supabase_resilience._decorate import decorate
+from supabase_resilience.errors import CircuitOpenError
+from supabase_resilience.events import (
+    CallRefused,
+    CircuitClosed,
+    CircuitHalfOpened,
+    CircuitOpened,
+    Event,
+    Hook,
+    RetryScheduled,
+    log_event,
+)
+from supabase_resilience.failures import Classification, classify
+
+__all__ = ["BreakerStats", "CircuitBreaker", "Guard", "Permit", "State"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Fallback = Callable[[CircuitOpenError], T]
+
+_logger = logging.getLogger("supabase_resilience")
+_SUCCESS = Classification(verdict="success", answered=True)
+_RELEASED = Classification(verdict="neutral", reason="no verdict")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BreakerStats:
+    """One moment of a breaker; counts are since its construction, times are in seconds.
+
+    `failures`, `throttled` and `blocked` are outcomes that speak against the service, `neutral`
+    those that say nothing (the caller's own mistakes, canceled calls, further connection losses
+    of one burst), `refused` the calls that were not made. `retry_after` is None unless open.
+    """
+
+    name: str
+    state: State
+    seconds_in_state: float
+    consecutive_failures: int
+    successes: int
+    failures: int
+    neutral: int
+    throttled: int
+    blocked: int
+    refused: int
+    retries: int
+    opened: int
+    closed: int
+    retry_after: float | None
+
+
+class CircuitBreaker:
+    """Refuse calls to a service that keeps failing, and close again once a probe succeeds.
+
+    After `failure_threshold` failures without a success between them the circuit opens: calls
+    raise `CircuitOpenError` at once. After `reset_timeout` seconds it lets `half_open_permits`
+    probes through; `close_after` successful ones close it, a failed one opens it again. The call
+    that trips it raises its own error. One object serves threads and tasks at once.
+
+    Its limit is the process: two processes learn of an outage each for itself, and a forked child
+    goes on with a copy of its own.
+
+    - `failure_threshold`: consecutive failures that open the circuit.
+    - `reset_timeout`: seconds open before a probe may pass. `growth` multiplies it at each
+      re-opening without a success between, up to `max_reset_timeout`. A `Retry-After` of the
+      server can only lengthen it, up to the same limit. `jitter` then lengthens the result by up
+      to that share, so that many clients do not come back in the same instant.
+    - `half_open_permits`, `close_after`: probes at a time, successful probes needed to close.
+    - `probe_timeout`: seconds after which a probe that has not returned forfeits its permit
+      (None: `reset_timeout`), so that a hanging probe cannot keep the circuit half-open.
+    - `classify`: says what an exception means, see `Classification`. Throttled (429) opens at
+      once; blocked (key, billing, paused project) opens at once for `max_reset_timeout`; failures
+      of one query alone (`scope="query"`) are not held against the project.
+    - `on_open`, `on_half_open`, `on_close`: called without arguments after the change; `on_event`
+      is told every `Event`. All run outside the lock; what they raise is logged, no more.
+    - `clock`: seconds that never jump back; tests pass a fake one.
+
+    Raises `ValueError` or `TypeError`, naming the argument, for one that makes no sense.
+    """
+
+    def __init__(
+        self,
+        name: str = "supabase",
+        *,
+        failure_threshold: int = 5,
+        reset_timeout: float = 30.0,
+        half_open_permits: int = 1,
+        close_after: int = 1,
+        probe_timeout: float | None = None,
+        max_reset_timeout: float = 300.0,
+        growth: float = 1.0,
+        jitter: float = 0.1,
+        classify: Callable[[BaseException], Classification] = classify,
+        on_open: Callable[[], object] | None = None,
+        on_half_open: Callable[[], object] | None = None,
+        on_close: Callable[[], object] | None = None,
+        on_event: Hook = log_event,
+        clock: _clock.Clock = _clock.monotonic,
+    ) -> None:
+        settings = CircuitSettings(
+            name=name,
+            failure_threshold=failure_threshold,
+            reset_timeout=reset_timeout,
+            half_open_permits=half_open_permits,
+            close_after=close_after,
+            probe_timeout=probe_timeout,
+            max_reset_timeout=max_reset_timeout,
+            growth=growth,
+            jitter=jitter,
+        )
+        check_callable("classify", classify)
+        check_optional(check_callable, "on_open", on_open)
+        check_optional(check_callable, "on_half_open", on_half_open)
+        check_optional(check_callable, "on_close", on_close)
+        check_callable("on_event", on_event)
+        check_callable("clock", clock)
+        self.name = name
+        self._classify = classify
+        self._hooks: dict[type[Event], Callable[[], object] | None] = {
+            CircuitOpened: on_open,
+            CircuitHalfOpened: on_half_open,
+            CircuitClosed: on_close,
+        }
+        self._on_event = on_event
+        self._clock = clock
+        # Guarded by _lock, but for three reads on the healthy path: `permit`, `failures` and
+        # `state` are one attribute each, so a read sees a whole value, be it old or new (on
+        # free-threaded Python, too). Either is right: a call that starts on an old permit is
+        # fenced by its generation when it ends.
+        self._circuit = Circuit(settings, clock())
+        self._retries = 0
+        self._successes_read = 0
+        # One step of `next()` is atomic, unlike `+= 1`; CPython keeps it so without the GIL.
+        self._successes = itertools.count()
+        self._lock = threading.Lock()
+        self._telling = threading.Lock()
+        self._pid = os.getpid()
+
+    def __repr__(self) -> str:
+        """Show the name and the state."""
+        return f"<CircuitBreaker {self.name!r} {self.get_state()}>"
+
+    # --- making calls ---------------------------------------------------------------------------
+
+    def execute(
+        self,
+        fn: Callable[..., T],
+        /,
+        *args: Any,
+        fallback: Fallback[T] | None = None,
+        **kwargs: Any,
+    ) -> T:
+        """Call `fn(*args, **kwargs)` and return what it returns, unless the circuit is open.
+
+        `fn` may return a value or anything awaitable; what is awaited is judged when it ends.
+        While the circuit is open `fn` isn't called: `fallback(error)` answers if there is one,
+        else `CircuitOpenError` is raised (at the `await`, when `fn` is a coroutine function).
+        Exceptions of `fn` pass through. A use of the same breaker inside `fn`, such as a query of
+        a client protected by it, is part of this one call.
+        """
+        permit = self._circuit.permit
+        if permit is None or current_call.get() is not None:
+            return self._execute_with_permit(fn, args, kwargs, fallback)
+        call = Call(self, None)
+        current_call.set(call)
+        try:
+            result = fn(*args, **kwargs)
+        except BaseException as error:  # noqa: BLE001 - _failed() raises it
+            call.owner = None
+            current_call.set(None)
+            return self._failed(permit, error, fallback)
+        call.owner = None
+        current_call.set(None)
+        if hasattr(result, "__await__"):
+            return cast("T", self._finish(cast("Any", result), permit, fallback))
+        if self._circuit.failures:
+            self._succeed(permit)
+        next(self._successes)
+        return result
+
+    def _execute_with_permit(
+        self,
+        fn: Callable[..., T],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        fallback: Fallback[T] | None,
+    ) -> T:
+        try:
+            permit = self.acquire()
+        except CircuitOpenError as refusal:
+            return self._refused(fn, refusal, fallback)
+        try:
+            with Within(self, is_probe=permit.is_probe):
+                result = fn(*args, **kwargs)
+        except BaseException as error:  # noqa: BLE001 - _failed() raises it
+            return self._failed(permit, error, fallback)
+        if hasattr(result, "__await__"):
+            return cast("T", self._finish(cast("Any", result), permit, fallback))
+        self.settle(permit, _SUCCESS)
+        return result
+
+    async def _finish(
+        self, awaitable: Awaitable[T], permit: Permit, fallback: Fallback[T] | None
+    ) -> T:
+        try:
+            with Within(self, is_probe=permit.is_probe):
+                result = await awaitable
+        except BaseException as error:  # noqa: BLE001 - _failed() raises it
+            return cast("T", await _awaited(self._failed(permit, error, fallback)))
+        self.settle(permit, _SUCCESS)
+        return result
+
+    def _failed(self, permit: Permit, error: BaseException, fallback: Fallback[T] | None) -> T:
+        """Judge the error and raise it; a refusal from within `fn` is the fallback's, too."""
+        self.judge(permit, error)
+        if fallback is None or not isinstance(error, CircuitOpenError):
+            raise error
+        return fallback(error)
+
+    def _refused(
+        self, fn: Callable[..., T], refusal: CircuitOpenError, fallback: Fallback[T] | None
+    ) -> T:
+        if inspect.iscoroutinefunction(fn):
+            return cast("T", _refuse_later(refusal, fallback))
+        if fallback is None:
+            raise refusal
+        return fallback(refusal)
+
+    def guard(self) -> "Guard":
+        """Guard a block, also around an `await`: `with breaker.guard(): await query.execute()`.
+
+        Entering raises `CircuitOpenError` while open; what leaves the block is its outcome.
+        """
+        return Guard(self)
+
+    def __call__(self, fn: Callable[P, T]) -> Callable[P, T]:
+        """Guard every call of a function, coroutine function or (async) generator function.
+
+        A generator is judged when it ends: one that breaks midway is a failure, one that its
+        reader leaves early is not.
+        """
+        check_callable("fn", fn)
+        return decorate(self, fn)
+
+    # --- asking and steering --------------------------------------------------------------------
+
+    def get_state(self) -> State:
+        """`closed`, `open`, `half_open`, `forced_open` or `disabled`.
+
+        A circuit whose open time is over says `open` until a call comes along as its probe.
+        """
+        return self._circuit.state
+
+    def get_stats(self) -> BreakerStats:
+        """An immutable snapshot; local and O(1)."""
+        with self._locked():
+            circuit, counts, now = self._circuit, self._circuit.counts, self._clock()
+            successes = next(self._successes) - self._successes_read
+            self._successes_read += 1
+            is_open = circuit.state == "open"
+            return BreakerStats(
+                name=self.name,
+                state=circuit.state,
+                seconds_in_state=max(0.0, now - circuit.since),
+                consecutive_failures=circuit.failures,
+                successes=successes,
+                failures=counts["failure"],
+                neutral=counts["neutral"],
+                throttled=counts["throttled"],
+                blocked=counts["blocked"],
+                refused=counts["refused"],
+                retries=self._retries,
+                opened=counts["opened"],
+                closed=counts["closed"],
+                retry_after=max(0.0, circuit.open_until - now) if is_open else None,
+            )
+
+    def force_open(self) -> None:
+        """Refuse every call until `reset()`, however long that takes."""
+        with self._locked():
+            self._circuit.force_open(self._clock())
+        self._tell()
+
+    def disable(self) -> None:
+        """Let every call pass unjudged until `reset()`."""
+        with self._locked():
+            self._circuit.disable(self._clock())
+        self._tell()
+
+    def reset(self) -> None:
+        """Close the circuit and forget the failures; calls in flight are not counted any more."""
+        with self._locked():
+            self._circuit.close(self._clock())
+        self._tell()
+
+    # --- for drivers: one permit per attempt ----------------------------------------------------
+
+    def acquire(self) -> Permit:
+        """Take a permit for one call, or raise `CircuitOpenError`.
+
+        Each permit goes back through `settle()`, `judge()` or `release()`. Inside a call of this
+        same breaker it belongs to that call: it is always granted, and never judged by itself.
+        """
+        if current_call.get() is not None:
+            outer = enclosing_call(self)
+            if outer is not None:
+                return Permit(-1, -1, is_probe=outer.is_probe, is_nested=True)
+        permit = self._circuit.permit
+        if permit is not None:
+            return permit
+        with self._locked():
+            permit, retry_after = self._circuit.admit(self._clock())
+        self._tell()
+        if permit is None:
+            self._notify(CallRefused(breaker=self.name, retry_after=retry_after))
+            raise CircuitOpenError(self.name, retry_after)
+        return permit
+
+    def settle(self, permit: Permit, outcome: Classification) -> None:
+        """Give a permit back with the outcome of its call."""
+        if permit.is_nested:
+            return
+        if outcome.verdict == "success":
+            if self._circuit.failures or permit.is_probe:
+                self._succeed(permit)
+            next(self._successes)
+            return
+        with self._locked():
+            self._circuit.count(permit, outcome, self._clock())
+        self._tell()
+
+    def judge(self, permit: Permit, error: BaseException) -> None:
+        """Give a permit back with what its call raised; a cancellation is never a verdict."""
+        self.settle(permit, self._verdict_on(error) if isinstance(error, Exception) else _RELEASED)
+
+    def release(self, permit: Permit) -> None:
+        """Give a permit back without a verdict: the call was canceled, or never made."""
+        self.settle(permit, _RELEASED)
+
+    def retrying(self, *, attempt: int, delay: float, reason: str) -> None:
+        """Count and tell a retry that a driver is about to wait for."""
+        with self._locked():
+            self._retries += 1
+        facts = RetryScheduled(breaker=self.name, attempt=attempt, delay=delay, reason=reason)
+        self._notify(facts)
+
+    # --- plumbing -------------------------------------------------------------------------------
+
+    def _succeed(self, permit: Permit) -> None:
+        with self._locked():
+            self._circuit.succeed(permit, self._clock())
+        self._tell()
+
+    def _verdict_on(self, error: Exception) -> Classification:
+        try:
+            return self._classify(error)
+        except Exception:
+            _logger.exception("classify failed; the call counts as a failure")
+            return Classification(verdict="failure", reason="classify failed")
+
+    def _locked(self) -> threading.Lock:
+        if os.getpid() != self._pid:
+            # A thread of the parent may have held the locks, and its probes are not ours.
+            self._lock, self._telling = threading.Lock(), threading.Lock()
+            self._circuit.forget_probes()
+            self._pid = os.getpid()
+        return self._lock
+
+    def _tell(self) -> None:
+        """Tell what happened, in order and outside the lock; one thread tells for all."""
+        untold = self._circuit.untold
+        while untold and self._telling.acquire(blocking=False):
+            try:
+                while untold:
+                    self._notify(untold.popleft())
+            finally:
+                self._telling.release()
+
+    def _notify(self, event: Event) -> None:
+        for hook in (self._hooks.get(type(event)), self._on_event):
+            try:
+                if hook is self._on_event:
+                    self._on_event(event)
+                elif hook is not None:
+                    cast("Callable[[], object]", hook)()
+            except Exception:
+                _logger.exception("a hook failed on %s", event.name)
+
+
+class Guard:
+    """One guarded block; made by `CircuitBreaker.guard()`, good for one use."""
+
+    __slots__ = ("_breaker", "_permit", "_within")
+
+    def __init__(self, breaker: CircuitBreaker) -> None:
+        self._breaker = breaker
+
+    def __enter__(self) -> Self:
+        self._permit = self._breaker.acquire()
+        self._within = Within(self._breaker, is_probe=self._permit.is_probe)
+        self._within.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._within.__exit__()
+        if error is None:
+            self._breaker.settle(self._permit, _SUCCESS)
+        else:
+            self._breaker.judge(self._permit, error)
+
+
+async def _refuse_later(refusal: CircuitOpenError, fallback: Fallback[Any] | None) -> Any:
+    if fallback is None:
+        raise refusal
+    return await _awaited(fallback(refusal))
+
+
+async def _awaited(value: Any) -> Any:
+    return await value if hasattr(value, "__await__") else value

@@ -1,0 +1,41 @@
+"""What this package refuses, and what to do about it.
+
+```
+ResilienceError              everything raised on purpose by this package
+└── CircuitOpenError         a call that was not made because the circuit is open
+```
+
+Errors of httpx and of Supabase pass through unchanged: `except APIError` keeps working.
+"""
+
+__all__ = ["CircuitOpenError", "ResilienceError"]
+
+
+class ResilienceError(Exception):
+    """Base of everything that this package raises on purpose."""
+
+    __module__ = "supabase_resilience"
+
+
+class CircuitOpenError(ResilienceError):
+    """The call was not made: the circuit is open, so nothing reached the service.
+
+    `breaker` is the name of the breaker that refused. `retry_after` is how many seconds to wait
+    before another try is worth it, or None when only `reset()` ends the refusal.
+    """
+
+    __module__ = "supabase_resilience"
+
+    def __init__(self, breaker: str, retry_after: float | None) -> None:
+        super().__init__(breaker, retry_after)
+        self.breaker = breaker
+        self.retry_after = retry_after
+
+    def __str__(self) -> str:
+        """Say which breaker refused and when to try again."""
+        when = (
+            "it was opened by hand, call reset() to close it"
+            if self.retry_after is None
+            else f"retry in {self.retry_after:.1f} s"
+        )
+        return f"Circuit breaker is OPEN: {self.breaker!r} refused the call; {when}"
