@@ -1,0 +1,65 @@
+"""The programs in examples/ run as they are, and show what they promise to show."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def run(name: str) -> str:
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("SUPABASE_")}
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / name], capture_output=True, text=True, check=False, env=clean
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def positions(text: str, *facts: str) -> list[int]:
+    """Where each fact is told for the first time after the one before it."""
+    found = [0]
+    for fact in facts:
+        assert fact in text[found[-1] :], f"{fact!r} is not told after that:\n{text}"
+        found.append(text.index(fact, found[-1]))
+    return found[1:]
+
+
+@pytest.mark.parametrize("name", ["01_survive_an_outage.py", "01_survive_an_outage_async.py"])
+def test_the_first_example_survives_an_outage(name):
+    """Saved, opened, refused, half-open, closed, saved: in this order."""
+    told = run(name)
+    positions(
+        told,
+        "saved as",
+        "the database stops",
+        "circuit.opened",
+        "kept for later; the circuit is open",
+        "the database is back",
+        "circuit.half_opened",
+        "circuit.closed",
+        "saved as",
+    )
+
+
+def test_the_demo_compares_a_protected_app_with_a_plain_one():
+    """The sick server is spared most requests, nobody waits as long, and no profile is lost."""
+    told = run("demo.py")
+    for what in ("the database stops", "503, Retry-After", "connections drop"):
+        positions(told, what, "circuit opened", "well again", "circuit closed", "first success")
+
+    def row(label: str) -> list[float]:
+        line = next(line for line in told.splitlines() if line.strip().startswith(label))
+        return [float(number) for number in re.findall(r"(\d+(?:\.\d+)?)(?: s)?(?=\s|$)", line)]
+
+    protected, plain = row("requests to the sick server")
+    assert protected < plain / 2
+    protected, plain = row("the longest wait of a visitor")
+    assert protected < plain
+    assert row("profiles lost, or overwritten by older ones")[0] == 0
+    assert row("of these refused by the circuit, at once")[0] > 0
+    assert "is closed now" in told
