@@ -9,10 +9,12 @@ from supabase_resilience.cli import local
 
 __all__ = ["main"]
 
+_ABOUT = "Keep a Python app on Supabase working while something fails."
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code is 0 when it did what was asked, 1 when not, 2 for misuse."""
-    parser = argparse.ArgumentParser(prog="supabase-resilience", description=__doc__.split(":")[0])
+    parser = argparse.ArgumentParser(prog="supabase-resilience", description=_ABOUT)
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in (local,):

@@ -120,7 +120,7 @@ def _probe(candidate: Path) -> Node | str:
     ask = "process.version + ' ' + process.execPath"
     try:
         # Its execPath sees through wrapper scripts: stopping a wrapper would not stop Node.js.
-        asked = subprocess.run(  # noqa: S603  (a node that this user has named or installed)
+        asked = subprocess.run(
             [candidate, "-p", ask],
             env=_environment(),
             capture_output=True,
@@ -213,7 +213,7 @@ def _install(home: Path, node: Node) -> None:
 
 def _npm_ci(folder: Path, node: Node) -> None:
     options = ["--omit=dev", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
-    npm = subprocess.run(  # noqa: S603  (npm of the node that was found)
+    npm = subprocess.run(
         [node.executable, node.npm_cli, "ci", *options],
         cwd=folder,
         env=_environment_with(node),

@@ -1,0 +1,1 @@
+-- Nothing: the queues' SQL was run when the project was made.
