@@ -1,6 +1,6 @@
 """Refuse arguments that make no sense, at construction, naming the argument and the value."""
 
-import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -50,5 +50,5 @@ def check_optional(check: Callable[[str, Any], None], name: str, value: Any) -> 
 def _check_finite(name: str, value: Any) -> None:
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    if not math.isfinite(value):
+    if not -sys.float_info.max <= value <= sys.float_info.max:  # NaN is neither
         raise ValueError(f"{name} must be finite, got {value!r}")

@@ -105,7 +105,7 @@ class Circuit:
         self._generation = 0
         self._losses = 0
         self._left_closed_at = now
-        self._reopenings = 0
+        self._usual_open_time = settings.reset_timeout
         self._probes: dict[Permit, float] = {}  # and when each forfeits
         self._probe_successes = 0
 
@@ -178,7 +178,8 @@ class Circuit:
 
     def _open(self, cause: Verdict, outcome: Classification, now: float) -> None:
         if self.state == "half_open":
-            self._reopenings += 1
+            grown = self._usual_open_time * self.settings.growth
+            self._usual_open_time = min(grown, self.settings.max_reset_timeout)
         open_for = self._open_time(cause, outcome.retry_after or 0.0)
         self._move("open", now)
         self.open_until = now + open_for
@@ -186,8 +187,8 @@ class Circuit:
 
     def _open_time(self, cause: Verdict, retry_after: float) -> float:
         limit = self.settings.max_reset_timeout
-        usual = self.settings.reset_timeout * self.settings.growth ** min(self._reopenings, 64)
-        seconds = limit if cause == "blocked" else min(max(usual, retry_after), limit)
+        asked = max(self._usual_open_time, retry_after)
+        seconds = limit if cause == "blocked" else min(asked, limit)
         # Only ever longer: a server that asked for a minute must not be called before it.
         return seconds * (1.0 + self.settings.jitter * self._rng())
 
@@ -211,7 +212,8 @@ class Circuit:
         """Let calls pass; what was counted before is forgotten."""
         was, away = self.state, max(0.0, now - self._left_closed_at)
         self._move("closed", now)
-        self.failures = self._reopenings = 0
+        self.failures = 0
+        self._usual_open_time = self.settings.reset_timeout
         self.permit = Permit(self._generation, self._losses)
         if was != "closed":
             self.counts["closed"] += 1

@@ -39,7 +39,9 @@ def decorate(breaker: Breaker, fn: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(fn)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        return breaker.execute(fn, *args, **kwargs)
+        if kwargs:  # kept out of the way of `fallback`, which is execute()'s own
+            return breaker.execute(functools.partial(fn, *args, **kwargs))
+        return breaker.execute(fn, *args)
 
     return call
 
@@ -47,7 +49,7 @@ def decorate(breaker: Breaker, fn: Callable[P, T]) -> Callable[P, T]:
 def _coroutine(breaker: Breaker, fn: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(fn)
     async def call(*args: Any, **kwargs: Any) -> Any:
-        return await breaker.execute(fn, *args, **kwargs)
+        return await breaker.execute(functools.partial(fn, *args, **kwargs))
 
     return call
 
@@ -57,8 +59,8 @@ def _generator(
 ) -> Callable[..., Generator[Any, Any, Any]]:
     @functools.wraps(fn)
     def generate(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
-        permit = breaker.acquire()
         source = fn(*args, **kwargs)
+        permit = breaker.acquire()
         step: Callable[[Any], Any] = source.send
         sent: Any = None
         try:
@@ -67,14 +69,16 @@ def _generator(
                     item = step(sent)
                 try:
                     step, sent = source.send, (yield item)
-                except Exception as thrown:  # noqa: BLE001 - it goes on into the source
+                except GeneratorExit:
+                    raise
+                except BaseException as thrown:  # noqa: BLE001 - it goes on into the source
                     step, sent = source.throw, thrown
         except StopIteration as end:
             breaker.settle(permit, _SUCCESS)
             return end.value
         except BaseException as error:
-            source.close()
             breaker.judge(permit, error)
+            source.close()
             raise
 
     return generate
@@ -85,8 +89,8 @@ def _async_generator(
 ) -> Callable[..., AsyncGenerator[Any, Any]]:
     @functools.wraps(fn)
     async def generate(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
-        permit = breaker.acquire()
         source = fn(*args, **kwargs)
+        permit = breaker.acquire()
         step: Callable[[Any], Any] = source.asend
         sent: Any = None
         try:
@@ -95,13 +99,15 @@ def _async_generator(
                     item = await step(sent)
                 try:
                     step, sent = source.asend, (yield item)
-                except Exception as thrown:  # noqa: BLE001 - it goes on into the source
+                except GeneratorExit:
+                    raise
+                except BaseException as thrown:  # noqa: BLE001 - it goes on into the source
                     step, sent = source.athrow, thrown
         except StopAsyncIteration:
             breaker.settle(permit, _SUCCESS)
         except BaseException as error:
-            await source.aclose()
             breaker.judge(permit, error)
+            await source.aclose()
             raise
 
     return generate

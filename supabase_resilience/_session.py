@@ -137,11 +137,14 @@ class GuardedSession(httpx.Client):
         *,
         auth: Any = httpx.USE_CLIENT_DEFAULT,
         follow_redirects: Any = httpx.USE_CLIENT_DEFAULT,
+        extensions: Any = None,
         **options: Any,
     ) -> httpx.Response:
         """One logical call: one attempt, and more of them where that is right."""
         session = self._inner()
         countdown = Countdown(session.timeout, self._guard.config)
+        timed = {"timeout": countdown}
+        options["extensions"] = {**extensions, **timed} if extensions else timed
         made = self._attempt(session, countdown, method, url, auth, follow_redirects, options)
         if isinstance(made, httpx.Response):
             return made
@@ -150,7 +153,7 @@ class GuardedSession(httpx.Client):
             attempt = partial(
                 self._attempt, session, countdown, method, url, auth, follow_redirects, options
             )
-            made = retryer(partial(next, _attempts(made, attempt)))
+            return cast("httpx.Response", retryer(partial(next, _attempts(made, attempt))).result())
         return cast("httpx.Response", made.result())
 
     def _attempt(  # noqa: PLR0917 - the arguments of httpx, and the time they have
@@ -169,7 +172,7 @@ class GuardedSession(httpx.Client):
         try:
             countdown.start_attempt()
             response = session.send(
-                session.build_request(method, url, extensions={"timeout": countdown}, **options),
+                session.build_request(method, url, **options),
                 stream=True,
                 auth=auth,
                 follow_redirects=follow_redirects,
@@ -237,11 +240,14 @@ class AsyncGuardedSession(httpx.AsyncClient):
         *,
         auth: Any = httpx.USE_CLIENT_DEFAULT,
         follow_redirects: Any = httpx.USE_CLIENT_DEFAULT,
+        extensions: Any = None,
         **options: Any,
     ) -> httpx.Response:
         """One logical call: one attempt, and more of them where that is right."""
         session = self._inner()
         countdown = Countdown(session.timeout, self._guard.config)
+        timed = {"timeout": countdown}
+        options["extensions"] = {**extensions, **timed} if extensions else timed
         made = await self._attempt(session, countdown, method, url, auth, follow_redirects, options)
         if isinstance(made, httpx.Response):
             return made
@@ -251,7 +257,11 @@ class AsyncGuardedSession(httpx.AsyncClient):
                 self._attempt, session, countdown, method, url, auth, follow_redirects, options
             )
             async with aclosing(_async_attempts(made, attempt)) as attempts:
-                made = cast("Attempt", await retryer(partial(anext, attempts)))
+
+                async def next_attempt() -> Attempt:
+                    return await anext(attempts)
+
+                return cast("httpx.Response", (await retryer(next_attempt)).result())
         return cast("httpx.Response", made.result())
 
     async def _attempt(  # noqa: PLR0917 - the arguments of httpx, and the time they have
@@ -270,7 +280,7 @@ class AsyncGuardedSession(httpx.AsyncClient):
         try:
             countdown.start_attempt()
             response = await session.send(
-                session.build_request(method, url, extensions={"timeout": countdown}, **options),
+                session.build_request(method, url, **options),
                 stream=True,
                 auth=auth,
                 follow_redirects=follow_redirects,

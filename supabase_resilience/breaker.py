@@ -13,6 +13,7 @@ import os
 import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, cast
 
@@ -83,7 +84,7 @@ class CircuitBreaker:
 
     - `failure_threshold`: consecutive failures that open the circuit.
     - `reset_timeout`: seconds open before a probe may pass. `growth` multiplies it at each
-      re-opening without a success between, up to `max_reset_timeout`. A `Retry-After` of the
+      re-opening until the circuit has closed, up to `max_reset_timeout`. A `Retry-After` of the
       server can only lengthen it, up to the same limit. `jitter` then lengthens the result by up
       to that share, so that many clients do not come back in the same instant.
     - `half_open_permits`, `close_after`: probes at a time, successful probes needed to close.
@@ -176,6 +177,7 @@ class CircuitBreaker:
         `fn` may return a value or anything awaitable; what is awaited is judged when it ends.
         While the circuit is open `fn` isn't called: `fallback(error)` answers if there is one,
         else `CircuitOpenError` is raised (at the `await`, when `fn` is a coroutine function).
+        Where a plain function returns something awaitable, let the fallback do so, too.
         Exceptions of `fn` pass through. A use of the same breaker inside `fn`, such as a query of
         a client protected by it, is part of this one call.
         """
@@ -374,7 +376,7 @@ class CircuitBreaker:
 
     def _verdict_on(self, error: Exception) -> Classification:
         try:
-            return self._classify(error)
+            return _checked(self._classify(error))
         except Exception:
             _logger.exception("classify failed; the call counts as a failure")
             return Classification(verdict="failure", reason="classify failed")
@@ -398,12 +400,10 @@ class CircuitBreaker:
                 self._telling.release()
 
     def _notify(self, event: Event) -> None:
-        for hook in (self._hooks.get(type(event)), self._on_event):
+        for hook in (self._hooks.get(type(event)), partial(self._on_event, event)):
             try:
-                if hook is self._on_event:
-                    self._on_event(event)
-                elif hook is not None:
-                    cast("Callable[[], object]", hook)()
+                if hook is not None:
+                    hook()
             except Exception:
                 _logger.exception("a hook failed on %s", event.name)
 
@@ -433,6 +433,12 @@ class Guard:
             self._breaker.settle(self._permit, _SUCCESS)
         else:
             self._breaker.judge(self._permit, error)
+
+
+def _checked(outcome: object) -> Classification:
+    if not isinstance(outcome, Classification):
+        raise TypeError(f"classify must return a Classification, got {outcome!r}")
+    return outcome
 
 
 async def _refuse_later(refusal: CircuitOpenError, fallback: Fallback[Any] | None) -> Any:

@@ -14,7 +14,11 @@ from supabase_resilience._checks import check_seconds
 
 __all__ = ["deadline", "deadline_at"]
 
+_Outer = tuple[float | None, "_Outer | None"]
+
 _at: ContextVar[float | None] = ContextVar("supabase_resilience_deadline", default=None)
+# What to go back to. Not in the object, so that one may be shared by tasks, or nested in itself.
+_outer: ContextVar[_Outer | None] = ContextVar("supabase_resilience_outer_deadline", default=None)
 
 
 class deadline:  # noqa: N801 - used like a function: `with deadline(2.0):`
@@ -32,9 +36,10 @@ class deadline:  # noqa: N801 - used like a function: `with deadline(2.0):`
         self._seconds = seconds
 
     def __enter__(self) -> Self:
-        self._outer = _at.get()
+        outer = _at.get()
         at = _clock.monotonic() + self._seconds
-        _at.set(at if self._outer is None else min(at, self._outer))
+        _outer.set((outer, _outer.get()))
+        _at.set(at if outer is None else min(at, outer))
         return self
 
     def __exit__(
@@ -43,7 +48,9 @@ class deadline:  # noqa: N801 - used like a function: `with deadline(2.0):`
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        _at.set(self._outer)
+        at, further = _outer.get() or (None, None)
+        _at.set(at)
+        _outer.set(further)
 
 
 def deadline_at() -> float | None:

@@ -52,8 +52,11 @@ def protect(
     - `breaker`: share one among clients of the same project; None makes one with its defaults.
       Each attempt is judged, by its status, headers and body (`classify`).
     - `retry`: see `RetryConfig`; None means one attempt. postgrest's own retry is off inside.
-    - A call ends within `retry.total_timeout` seconds, sooner within `deadline()`. Not bounded:
-      looking up the host's name in a sync client, as Python offers no way to.
+    - A call ends within `retry.total_timeout` seconds, sooner within `deadline()`. What is left
+      when a phase begins is its limit, so these can take longer: in a sync client, looking up the
+      host's name (no limit) and a host of which several addresses swallow the connection (each
+      takes as long); over HTTP/1.1, a server that sends its headers drop by drop (each drop takes
+      as long) or falls silent amid the body (as long once more).
     - A sync client made without an `httpx_client` gets a session of its own with HTTP/1.1, since
       an HTTP/2 session of httpx breaks when threads share it.
 
@@ -245,11 +248,14 @@ class _OwnSession:
 
     def __init__(self, client: Client) -> None:
         self._timeout = client.options.postgrest_client_timeout
-        self._pid = 0
-        self._session: httpx.Client | None = None
+        self._by_pid: dict[int, httpx.Client] = {}
 
     def get(self) -> httpx.Client:
-        if self._session is None or self._pid != os.getpid():
-            self._session = httpx.Client(timeout=self._timeout, follow_redirects=True)
-            self._pid = os.getpid()
-        return self._session
+        pid = os.getpid()
+        session = self._by_pid.get(pid)
+        if session is None:
+            session = httpx.Client(timeout=self._timeout, follow_redirects=True)
+            # One step, so that threads that start together share one pool; no lock, as a fork
+            # could leave it held.
+            session = self._by_pid.setdefault(pid, session)
+        return session

@@ -17,7 +17,7 @@ class FakeClock:
 
     def advance(self, seconds: float) -> None:
         """Let `seconds` pass; raises ValueError for a negative number, as clocks don't go back."""
-        if seconds < 0:
+        if not seconds >= 0:  # NaN is neither
             raise ValueError(f"seconds must be >= 0, got {seconds!r}")
         self.now += seconds
 

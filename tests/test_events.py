@@ -1,0 +1,123 @@
+"""Events are frozen facts; the default hook logs changes of state and nothing else."""
+
+import dataclasses
+import inspect
+import logging
+from typing import Any
+
+import pytest
+
+from supabase_resilience import events
+from supabase_resilience.events import (
+    CallRefused,
+    CircuitClosed,
+    CircuitDisabled,
+    CircuitHalfOpened,
+    CircuitOpened,
+    Event,
+    RetryScheduled,
+    log_event,
+)
+
+LOGGER = "supabase_resilience"
+
+
+def opened(cause: str = "failure") -> CircuitOpened:
+    return CircuitOpened(breaker="db", cause=cause, reason="no connection", failures=5, open_for=30)
+
+
+LOGGED: dict[Event, tuple[int, str]] = {
+    opened(): (
+        logging.WARNING,
+        "circuit.opened breaker='db' cause='failure' reason='no connection' failures=5 open_for=30",
+    ),
+    CircuitHalfOpened(breaker="db"): (logging.INFO, "circuit.half_opened breaker='db'"),
+    CircuitClosed(breaker="db", seconds=2.5): (
+        logging.INFO,
+        "circuit.closed breaker='db' seconds=2.5",
+    ),
+    CircuitDisabled(breaker="db"): (logging.WARNING, "circuit.disabled breaker='db'"),
+}
+COUNTED = [
+    CallRefused(breaker="db", retry_after=3.0),
+    RetryScheduled(breaker="db", attempt=1, delay=0.1, reason="no connection"),
+]
+ALL = [*LOGGED, *COUNTED]
+
+
+def test_all_events_are_here() -> None:
+    """This file knows every event that the module exports."""
+    exported = [getattr(events, name) for name in events.__all__]
+    kinds = {
+        kind
+        for kind in exported
+        if inspect.isclass(kind) and issubclass(kind, Event) and kind is not Event
+    }
+    assert kinds == {type(event) for event in ALL}
+
+
+def test_names() -> None:
+    """Each event has a dotted name of its own."""
+    names = [event.name for event in ALL]
+    assert len(set(names)) == len(names)
+    assert all(name.count(".") == 1 and name == name.lower() for name in names)
+
+
+@pytest.mark.parametrize("event", ALL, ids=lambda event: event.name)
+def test_frozen(event: Event) -> None:
+    """A fact can't be changed, nor told by position, nor given fields it doesn't have."""
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        event.breaker = "other"  # type: ignore[attr-defined]
+    with pytest.raises(TypeError):
+        type(event)("db")  # type: ignore[call-arg]
+    assert not hasattr(event, "__dict__")
+
+
+@pytest.mark.parametrize(("event", "line"), LOGGED.items(), ids=[event.name for event in LOGGED])
+def test_change_of_state_is_logged(
+    event: Event, line: tuple[int, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """One line, at the event's severity: its name and its fields, which the record has as well."""
+    with caplog.at_level(logging.DEBUG, LOGGER):
+        log_event(event)
+    [record] = caplog.records
+    assert line == (record.levelno, record.getMessage())
+    assert record.levelno == event.severity
+    facts: Any = vars(record)["resilience"]
+    assert dataclasses.asdict(event) == facts  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("event", COUNTED, ids=lambda event: event.name)
+def test_one_of_many_is_not_logged(event: Event, caplog: pytest.LogCaptureFixture) -> None:
+    """Refusals and retries, thousands in an outage, are counted elsewhere and never logged."""
+    with caplog.at_level(logging.DEBUG, LOGGER):
+        log_event(event)
+    assert caplog.records == []
+    assert event.severity == logging.DEBUG
+
+
+def test_blocked_is_an_error() -> None:
+    """A circuit that a person has to see to is an error; the other causes are warnings."""
+    assert logging.ERROR == opened("blocked").severity
+    assert {logging.WARNING} == {opened(c).severity for c in ("failure", "throttled", "forced")}
+
+
+def test_quiet_logger(caplog: pytest.LogCaptureFixture) -> None:
+    """What the logger's level excludes isn't even put into words."""
+
+    class Unprintable(str):
+        __slots__ = ()
+
+        def __repr__(self) -> str:
+            raise AssertionError("put into words")
+
+    with caplog.at_level(logging.ERROR, LOGGER):
+        log_event(CircuitClosed(breaker=Unprintable("db"), seconds=1.0))
+    assert caplog.records == []
+
+
+def test_text_with_line_breaks(caplog: pytest.LogCaptureFixture) -> None:
+    """A name or reason can't forge a line of the log."""
+    with caplog.at_level(logging.DEBUG, LOGGER):
+        log_event(CircuitHalfOpened(breaker="db\nERROR forged"))
+    assert "\n" not in caplog.records[0].getMessage()

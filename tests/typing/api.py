@@ -1,0 +1,157 @@
+"""What a type checker must know about the public names; checked, never run.
+
+`mypy --strict` and pyright in strict mode read this file: each `assert_type` is a promise.
+"""
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import assert_type
+
+from postgrest import APIResponse, AsyncPostgrestClient, SyncPostgrestClient
+from postgrest._async.request_builder import AsyncSelectRequestBuilder
+from postgrest._sync.request_builder import SyncSelectRequestBuilder
+from postgrest.base_request_builder import SingleAPIResponse
+from supabase import AsyncClient, Client
+
+from supabase_resilience import (
+    AsyncProtectedClient,
+    BreakerStats,
+    CircuitBreaker,
+    CircuitOpenError,
+    Classification,
+    Event,
+    ProtectedClient,
+    RetryConfig,
+    classify,
+    deadline,
+    protect,
+)
+from supabase_resilience.breaker import Guard, State
+from supabase_resilience.testing import FakeClock, RecordingHook
+
+
+def protected(client: Client, breaker: CircuitBreaker) -> None:
+    """A protected client is of the colour of its client, and a client itself."""
+    ours = protect(client)
+    assert_type(ours, ProtectedClient)
+    as_theirs: Client = ours
+    assert_type(protect(as_theirs, breaker=breaker, retry=None), ProtectedClient)
+    assert_type(protect(client, retry=RetryConfig(attempts=1)), ProtectedClient)
+    assert_type(ours.breaker, CircuitBreaker)
+    assert_type(ours.as_user("jwt"), ProtectedClient)
+    assert_type(ours.postgrest, SyncPostgrestClient)
+    query = ours.table("t").select("*").eq("id", 1)
+    assert_type(query, SyncSelectRequestBuilder)
+    assert_type(query.execute(), APIResponse)
+    assert_type(breaker.execute(query.execute), APIResponse)
+    assert_type(breaker.execute(lambda: ours.table("t").select("*").execute()), APIResponse)
+
+
+async def protected_async(client: AsyncClient, breaker: CircuitBreaker) -> None:
+    """The same for the async colour; what is awaited keeps its type."""
+    ours = protect(client, breaker=breaker)
+    assert_type(ours, AsyncProtectedClient)
+    as_theirs: AsyncClient = ours
+    assert_type(protect(as_theirs), AsyncProtectedClient)
+    assert_type(ours.as_user("jwt"), AsyncProtectedClient)
+    assert_type(ours.postgrest, AsyncPostgrestClient)
+    query = ours.table("t").select("*").eq("id", 1)
+    assert_type(query, AsyncSelectRequestBuilder)
+    assert_type(await query.execute(), APIResponse)
+    assert_type(await breaker.execute(query.execute), APIResponse)
+    assert_type(await breaker.execute(lambda: ours.rpc("f").execute()), SingleAPIResponse)
+
+
+def refused(client: Client | AsyncClient) -> None:
+    """What makes no sense is an error before the program runs."""
+    protect("client")  # type: ignore[call-overload] # pyright: ignore[reportCallIssue,reportArgumentType]
+    if isinstance(client, Client):
+        protect(client, retry=3)  # type: ignore[call-overload] # pyright: ignore[reportCallIssue,reportArgumentType]
+    CircuitBreaker("name", 5)  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+    CircuitBreaker(on_open=lambda event: None)  # type: ignore[arg-type,misc] # pyright: ignore[reportArgumentType]
+    RetryConfig(3)  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+
+
+def add(a: int, b: str = "") -> float:
+    """Add."""
+    return a + len(b)
+
+
+async def add_later(a: int, *, b: str = "") -> float:
+    """Add, later."""
+    return add(a, b)
+
+
+async def execute(breaker: CircuitBreaker) -> None:
+    """What is executed keeps the function's type, awaitable when it is."""
+    assert_type(breaker.execute(add, 1, b="x"), float)
+    assert_type(await breaker.execute(add_later, 1, b="x"), float)
+    assert_type(breaker.execute(add, 1, fallback=lambda refusal: 0.0), float)
+    assert_type(await breaker.execute(add_later, 1, fallback=later), float)
+
+
+async def later(refusal: CircuitOpenError) -> float:
+    """Answer a refusal."""
+    return refusal.retry_after or 0.0
+
+
+async def guard(breaker: CircuitBreaker) -> None:
+    """A guard is a plain `with`."""
+    with breaker.guard() as guarded:
+        assert_type(guarded, Guard)
+        await add_later(1)
+
+
+def decorated(breaker: CircuitBreaker) -> None:
+    """A decorated function keeps parameters and result."""
+    call: Callable[[int, str], float] = breaker(add)
+    assert_type(breaker(add)(1, b="x"), float)
+    assert_type(call(1, "x"), float)
+    breaker(add)("no number")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+
+
+async def decorated_async(breaker: CircuitBreaker) -> None:
+    """A decorated coroutine function and both kinds of generators, too."""
+
+    @breaker
+    async def coroutine(a: int) -> float:
+        return a
+
+    @breaker
+    def generator(a: int) -> Iterator[int]:
+        yield a
+
+    @breaker
+    async def async_generator(a: int) -> AsyncIterator[int]:
+        yield a
+
+    assert_type(await coroutine(1), float)
+    assert_type(list(generator(1)), list[int])
+    assert_type([item async for item in async_generator(1)], list[int])
+
+
+class Repository:
+    """A class whose methods are guarded."""
+
+    breaker = CircuitBreaker()
+
+    @breaker
+    def get(self, key: str) -> int:
+        """Get a number."""
+        return len(key)
+
+    def use(self) -> None:
+        """A decorated method is called as before."""
+        assert_type(self.get("key"), int)
+
+
+def asked(breaker: CircuitBreaker) -> None:
+    """What a breaker says is typed to the word."""
+    assert_type(breaker.get_state(), State)
+    assert_type(breaker.get_stats(), BreakerStats)
+    assert_type(breaker.get_stats().retry_after, float | None)
+    assert_type(classify(Exception()), Classification)
+    with deadline(2.0) as within:
+        assert_type(within, deadline)
+    hook = RecordingHook()
+    assert_type(hook.events, list[Event])
+    CircuitBreaker("db", on_event=hook, clock=FakeClock(), on_open=hook.events.clear)
