@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format clean
+.PHONY: demo test check bench-protect format clean
 
 demo: .venv/ready
 	$(BIN)/python examples/demo.py
@@ -18,6 +18,9 @@ check: .venv/ready
 	$(BIN)/mypy
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python -m pytest -q tests/test_architecture.py tests/test_public_api.py tests/test_parity.py
+
+bench-protect: .venv/ready
+	$(BIN)/python tests/benchmarks/protect.py
 
 format: .venv/ready
 	$(BIN)/ruff format .

@@ -232,6 +232,7 @@ OTHER: tuple[tuple[type[BaseException], Classification], ...] = (
             TypeError,
             ValueError,
             LookupError,
+            ArithmeticError,
             AttributeError,
             NameError,
             AssertionError,

@@ -33,7 +33,7 @@ from supabase_resilience.events import (
     RetryScheduled,
     log_event,
 )
-from supabase_resilience.failures import Classification, classify
+from supabase_resilience.failures import Classification, Outcome, classify
 
 __all__ = ["BreakerStats", "CircuitBreaker", "Guard", "Permit", "State"]
 
@@ -42,6 +42,7 @@ T = TypeVar("T")
 Fallback = Callable[[CircuitOpenError], T]
 
 _logger = logging.getLogger("supabase_resilience")
+_DEFAULT_CLASSIFY = classify
 _SUCCESS = Classification(verdict="success", answered=True)
 _RELEASED = Classification(verdict="neutral", reason="no verdict")
 
@@ -90,9 +91,10 @@ class CircuitBreaker:
     - `half_open_permits`, `close_after`: probes at a time, successful probes needed to close.
     - `probe_timeout`: seconds after which a probe that has not returned forfeits its permit
       (None: `reset_timeout`), so that a hanging probe cannot keep the circuit half-open.
-    - `classify`: says what an exception means, see `Classification`. Throttled (429) opens at
-      once; blocked (key, billing, paused project) opens at once for `max_reset_timeout`; failures
-      of one query alone (`scope="query"`) are not held against the project.
+    - `classify`: says what an exception means, see `Classification`; a protected client asks it
+      about each `httpx.Response`, too. Throttled (429) opens at once; blocked (key, billing, paused
+      project) opens at once for `max_reset_timeout`; failures of one query alone (`scope="query"`)
+      are not held against the project.
     - `on_open`, `on_half_open`, `on_close`: called without arguments after the change; `on_event`
       is told every `Event`. All run outside the lock; what they raise is logged, no more.
     - `clock`: seconds that never jump back; tests pass a fake one.
@@ -112,7 +114,7 @@ class CircuitBreaker:
         max_reset_timeout: float = 300.0,
         growth: float = 1.0,
         jitter: float = 0.1,
-        classify: Callable[[BaseException], Classification] = classify,
+        classify: Callable[[Outcome], Classification] = classify,
         on_open: Callable[[], object] | None = None,
         on_half_open: Callable[[], object] | None = None,
         on_close: Callable[[], object] | None = None,
@@ -137,7 +139,7 @@ class CircuitBreaker:
         check_callable("on_event", on_event)
         check_callable("clock", clock)
         self.name = name
-        self._classify = classify
+        self.classify = classify if classify is _DEFAULT_CLASSIFY else _never_raising(classify)
         self._hooks: dict[type[Event], Callable[[], object] | None] = {
             CircuitOpened: on_open,
             CircuitHalfOpened: on_half_open,
@@ -354,7 +356,7 @@ class CircuitBreaker:
 
     def judge(self, permit: Permit, error: BaseException) -> None:
         """Give a permit back with what its call raised; a cancellation is never a verdict."""
-        self.settle(permit, self._verdict_on(error) if isinstance(error, Exception) else _RELEASED)
+        self.settle(permit, self.classify(error) if isinstance(error, Exception) else _RELEASED)
 
     def release(self, permit: Permit) -> None:
         """Give a permit back without a verdict: the call was canceled, or never made."""
@@ -373,13 +375,6 @@ class CircuitBreaker:
         with self._locked():
             self._circuit.succeed(permit, self._clock())
         self._tell()
-
-    def _verdict_on(self, error: Exception) -> Classification:
-        try:
-            return _checked(self._classify(error))
-        except Exception:
-            _logger.exception("classify failed; the call counts as a failure")
-            return Classification(verdict="failure", reason="classify failed")
 
     def _locked(self) -> threading.Lock:
         if os.getpid() != self._pid:
@@ -435,10 +430,22 @@ class Guard:
             self._breaker.judge(self._permit, error)
 
 
-def _checked(outcome: object) -> Classification:
-    if not isinstance(outcome, Classification):
-        raise TypeError(f"classify must return a Classification, got {outcome!r}")
-    return outcome
+def _never_raising(
+    classify: Callable[[Outcome], Classification],
+) -> Callable[[Outcome], Classification]:
+    """A user's `classify`; when it fails, the call's own error still counts, and comes through."""
+
+    def classified(outcome: Outcome) -> Classification:
+        try:
+            meaning = classify(outcome)
+            if not isinstance(meaning, Classification):
+                raise TypeError(f"classify must return a Classification, got {meaning!r}")  # noqa: TRY301
+        except Exception:
+            _logger.exception("classify failed; the call counts as a failure")
+            return Classification(verdict="failure", reason="classify failed")
+        return meaning
+
+    return classified
 
 
 async def _refuse_later(refusal: CircuitOpenError, fallback: Fallback[Any] | None) -> Any:

@@ -5,6 +5,7 @@ nothing from a query that may take fifteen. It travels in a context variable, so
 function calls, awaits and tasks started inside, but not in threads (give those one of their own).
 """
 
+from collections.abc import Callable
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Self
@@ -53,6 +54,5 @@ class deadline:  # noqa: N801 - used like a function: `with deadline(2.0):`
         _outer.set(further)
 
 
-def deadline_at() -> float | None:
-    """When the deadline around this code passes, on the monotonic clock; None without one."""
-    return _at.get()
+deadline_at: Callable[[], float | None] = _at.get
+"""When the deadline around this code passes, on the monotonic clock; None without one."""

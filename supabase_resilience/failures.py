@@ -60,10 +60,12 @@ from supabase_resilience._failure_table import (
 )
 from supabase_resilience.errors import CircuitOpenError
 
-__all__ = ["Applied", "Classification", "Scope", "Verdict", "classify"]
+__all__ = ["Applied", "Classification", "Outcome", "Scope", "Verdict", "classify"]
+
+Outcome = BaseException | httpx.Response
 
 
-def classify(outcome: BaseException | httpx.Response) -> Classification:
+def classify(outcome: Outcome) -> Classification:
     """Say what an exception or a response means, and never raise.
 
     Accepts whatever supabase-py, httpx or your own code raised, and responses whose body was read.
@@ -73,10 +75,7 @@ def classify(outcome: BaseException | httpx.Response) -> Classification:
     A group of exceptions means the worst that any of them means.
     """
     if isinstance(outcome, httpx.Response):
-        # Empty or JSON: told by the first byte, as looking into headers costs ten times that.
-        if 200 <= outcome.status_code < 300 and _content_of(outcome)[:1] in b"[{":
-            return SUCCESS
-        return _of_response(outcome)
+        return SUCCESS if is_plain_success(outcome) else _of_response(outcome)
     if isinstance(outcome, APIError):
         return _of_error(_spoken_in(outcome))
     return _of_exception(outcome)
@@ -92,6 +91,17 @@ class _Spoken(NamedTuple):
     message: str
     status: int | None
     of_postgrest: bool = False
+
+
+def is_plain_success(response: httpx.Response) -> bool:
+    """Whether it is a 2xx with JSON or nothing inside: what nearly every response is.
+
+    Told by the first byte, as looking into the headers costs ten times that.
+    """
+    try:
+        return 200 <= response.status_code < 300 and response.content[:1] in b"[{"
+    except httpx.StreamError:  # nobody has read it
+        return False
 
 
 def _of_response(response: httpx.Response) -> Classification:

@@ -113,18 +113,17 @@ class ProtectedClient(Client):
     @property
     def postgrest(self) -> SyncPostgrestClient:
         """The guarded PostgREST client; follows the original's at every auth event."""
-        source = self._original.postgrest
-        if self._derived is None or self._derived[0] is not source:
-            self._derived = source, self._derive(source)
-        return self._derived[1]
+        source, derived = self._original.postgrest, self._derived
+        if derived is None or derived[0] is not source:
+            derived = self._derived = source, self._derive(source)
+        return derived[1]
 
     def _derive(self, source: SyncPostgrestClient) -> SyncPostgrestClient:
-        inner = self._own_session.get if self._own_session else lambda: source.session
         client = SyncPostgrestClient(
             str(source.base_url),
             schema=source.headers["Accept-Profile"],
             headers=dict(source.headers),
-            http_client=GuardedSession(inner, self._guard),
+            http_client=GuardedSession(self._own_session or source, self._guard),
             retry_enabled=False,
         )
         _identify(client, source, self._authorization)
@@ -179,17 +178,17 @@ class AsyncProtectedClient(AsyncClient):
     @property
     def postgrest(self) -> AsyncPostgrestClient:
         """The guarded PostgREST client; follows the original's at every auth event."""
-        source = self._original.postgrest
-        if self._derived is None or self._derived[0] is not source:
-            self._derived = source, self._derive(source)
-        return self._derived[1]
+        source, derived = self._original.postgrest, self._derived
+        if derived is None or derived[0] is not source:
+            derived = self._derived = source, self._derive(source)
+        return derived[1]
 
     def _derive(self, source: AsyncPostgrestClient) -> AsyncPostgrestClient:
         client = AsyncPostgrestClient(
             str(source.base_url),
             schema=source.headers["Accept-Profile"],
             headers=dict(source.headers),
-            http_client=AsyncGuardedSession(lambda: source.session, self._guard),
+            http_client=AsyncGuardedSession(source, self._guard),
             retry_enabled=False,
         )
         _identify(client, source, self._authorization)
@@ -250,7 +249,8 @@ class _OwnSession:
         self._timeout = client.options.postgrest_client_timeout
         self._by_pid: dict[int, httpx.Client] = {}
 
-    def get(self) -> httpx.Client:
+    @property
+    def session(self) -> httpx.Client:
         pid = os.getpid()
         session = self._by_pid.get(pid)
         if session is None:

@@ -16,8 +16,16 @@ NAME = PACKAGE.name
 # place here first.
 FLOORS: dict[str, set[str]] = {
     "words": {"errors", "events", "_clock", "_checks", "_calls"},
-    "decisions": {"_failure_table", "failures", "_circuit", "breaker", "_decorate", "retry", "deadline"},
-    "drivers": {"_session", "protect"},
+    "decisions": {
+        "_failure_table",
+        "failures",
+        "_circuit",
+        "breaker",
+        "_decorate",
+        "retry",
+        "deadline",
+    },
+    "drivers": {"_countdown", "_session", "protect"},
     "top": {"__init__", "testing"},
 }
 # What shows and combines: it may import all of the above and `local`, and nobody imports it.
@@ -32,7 +40,7 @@ BACKENDS = {
     "supabase_functions",
     "websockets",
 }
-KNOW_BACKENDS = {"_failure_table", "failures", "_session", "protect"}
+KNOW_BACKENDS = {"_failure_table", "failures", "_countdown", "_session", "protect"}
 
 
 def modules() -> dict[str, Path]:

@@ -1,6 +1,7 @@
 """protect(): what a protected client promises, once for both colours of supabase-py."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from socketserver import StreamRequestHandler, ThreadingTCPServer
 from typing import Any
 
 import httpx
@@ -776,22 +778,18 @@ def test_deadline_ends_with_its_block(world: World, server: Server, protected, t
     assert 5.0 == seen[0]["read"]  # httpx's own, as of the session
 
 
-def drops(time: Time, count: int, seconds: float) -> httpx.Response:
-    """A body of which a byte arrives now and then."""
+def drops(time: Time, count: int, seconds: float) -> Callable[[httpx.Request], httpx.Response]:
+    """A body of which a byte arrives now and then, over a transport that waits."""
 
     def drop() -> bytes:
         time.advance(seconds)
         return b" "
 
-    return httpx.Response(200, stream=Pieces(b"[", *times(count, drop), b"]"))
+    def reply(request: httpx.Request) -> httpx.Response:
+        request.extensions["timeout"].get("read")
+        return httpx.Response(200, stream=Pieces(b"[", *times(count, drop), b"]"))
 
-
-@pytest.mark.parametrize(("build", "count"), [(READ, 2), (WRITE, 1)], ids=["read", "write"])
-def test_slow_drip(world: World, server: Server, *, protected, time, build, count: int) -> None:
-    """A body that arrives drop by drop ends with its attempt; an insert is not repeated."""
-    server.will(*(drops(time, 99, 4.0) for _ in range(3)))
-    assert httpx.ReadTimeout is outcome(world, build(protected))[0]
-    assert count == server.count
+    return reply
 
 
 def test_drip_that_is_fast_enough(world: World, server: Server, protected, time: Time) -> None:
@@ -871,6 +869,67 @@ def test_silent_host_within_a_deadline(world: World, silent_host: socket.socket)
         assert httpx.ReadTimeout is outcome(world, READ(protected))[0]
     assert 1 == connections(silent_host)
     close(world, session)
+
+
+@contextmanager
+def dripping_host(beginning: bytes) -> Iterator[tuple[str, list[None]]]:
+    """A host that sends this, and then a byte now and then for ever; and its connections."""
+    is_over, served = threading.Event(), []
+
+    class Drip(StreamRequestHandler):
+        def handle(self) -> None:
+            served.append(None)
+            with contextlib.suppress(OSError):  # the caller has had enough
+                self.wfile.write(beginning)
+                while not is_over.wait(0.02):
+                    self.wfile.write(b" ")
+
+    with ThreadingTCPServer(("127.0.0.1", 0), Drip) as host:
+        host.daemon_threads = True
+        thread = threading.Thread(target=host.serve_forever, args=[0.01])
+        thread.start()
+        yield f"http://127.0.0.1:{host.server_address[1]}", served
+        is_over.set()
+        host.shutdown()
+        thread.join()
+
+
+BODY_DRIPS = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 999999\r\n\r\n["
+HEADERS_DRIP = b"HTTP/1.1 200 OK\r\nX-Slow: "
+
+
+@pytest.mark.parametrize(("build", "count"), [(READ, 3), (WRITE, 1)], ids=["read", "write"])
+def test_body_drop_by_drop(world: World, build, count: int) -> None:
+    """A body that arrives drop by drop ends with its attempt; an insert is not repeated."""
+    session = world.session_class(timeout=None)
+    retry = RetryConfig(attempt_timeout=0.1, total_timeout=60.0, wait_initial=0.0)
+    with dripping_host(BODY_DRIPS) as (url, served):
+        protected = protect(world.client(session, url=url), retry=retry)
+        assert httpx.ReadTimeout is outcome(world, build(protected))[0]
+        close(world, session)
+    assert count == len(served)
+
+
+def test_headers_drop_by_drop() -> None:
+    """An async attempt is interrupted whatever it waits for, and no cancellation is left behind."""
+    world = AsyncWorld()
+    session = world.session_class(timeout=None)
+    retry = RetryConfig(attempt_timeout=0.1, total_timeout=60.0, wait_initial=0.0)
+    with dripping_host(HEADERS_DRIP) as (url, served):
+        protected = protect(world.client(session, url=url), retry=retry)
+
+        async def call() -> int:
+            with pytest.raises(httpx.ReadTimeout):
+                await READ(protected).execute()
+            await asyncio.sleep(0)
+            task = asyncio.current_task()
+            assert task is not None
+            return task.cancelling()
+
+        assert 0 == world.run(call())
+        close(world, session)
+        world.close()
+    assert 3 == len(served)
 
 
 # --- as_user() ----------------------------------------------------------------------------------

@@ -479,17 +479,13 @@ async def test_a_changed_table_is_seen_as_it_is_now(
     async with phoenix() as a:
         await a.subscribe(table("growing"))
         sql(local, "insert into growing values (%s)", key)
+        assert (await a.change())["record"] == {"id": key}
         sql(local, "alter table growing add column extra text default 'new'")
         sql(local, "insert into growing values (%s)", key + 1)
+        assert (await a.change())["record"] == {"id": key + 1, "extra": "new"}
         sql(local, "revoke select on growing from anon")
         sql(local, "insert into growing values (%s)", key + 2)
-        changes = [await a.change() for _ in range(3)]
-    assert [change["record"] for change in changes] == [
-        {"id": key},
-        {"id": key + 1, "extra": "new"},
-        {},
-    ]
-    assert changes[2]["errors"] == ["Error 401: Unauthorized"]
+        assert (await a.change())["errors"] == ["Error 401: Unauthorized"]
 
 
 # --- who may see what ---
@@ -1066,29 +1062,32 @@ async def test_subscribed_waits_for_a_replication_slot(
                 db.execute(TAKE_EVERY_SLOT)
                 await a.join(table("orders"))
                 waiting = await a.frame()
+                assert waiting["payload"]["status"] == "error"
             finally:
                 drop_slots(db)
         while (live := await a.frame()) == waiting:
             pass
         sql(local, "insert into orders values (%s)", key)
         assert (await a.change())["record"]["id"] == key
-    assert waiting["payload"]["status"] == "error"
     assert system("Subscribed to PostgreSQL", status="ok") == live
 
 
 TAKE_EVERY_SLOT = """
 do $$
+declare
+    slots int := current_setting('max_replication_slots')::int;
 begin
+    for i in 2..slots loop  -- All but Realtime's.
+        perform pg_create_physical_replication_slot('taken_' || i);
+    end loop;
     perform pg_terminate_backend(pid) from pg_stat_activity where backend_type = 'walsender';
-    -- Realtime's slot is free for a moment; only a loop in the server is sure to be there first.
-    for attempt in 1..100000 loop
+    -- That frees one, and only a loop inside the database takes it before Realtime is back.
+    loop
         begin
-            perform pg_create_physical_replication_slot('taken_' || attempt);
+            perform pg_create_physical_replication_slot('taken_1');
+            exit;
         exception when configuration_limit_exceeded then null;
         end;
-        exit when not exists (select from pg_replication_slots where slot_type = 'logical')
-            and (select count(*) from pg_replication_slots)
-                = current_setting('max_replication_slots')::int;
     end loop;
 end $$
 """
