@@ -979,8 +979,8 @@ def test_as_user_shares_the_breaker(world: World, server: Server, bare, breaker)
 def test_as_user_shares_the_pool(bare, protected) -> None:
     """All users' requests go through the one session of the original."""
     user = protected.as_user("jwt")
-    assert bare.postgrest.session is user.postgrest.session._inner()
-    assert bare.postgrest.session is protected.postgrest.session._inner()
+    assert bare.postgrest.session is user.postgrest.session._inner.session
+    assert bare.postgrest.session is protected.postgrest.session._inner.session
 
 
 @pytest.mark.parametrize("service", ["storage", "functions"])
@@ -1134,7 +1134,7 @@ def own_session_client() -> Client:
 def test_own_session_for_threads() -> None:
     """A sync client without httpx_client gets an HTTP/1.1 session with supabase-py's settings."""
     client = own_session_client()
-    session = protect(client).postgrest.session._inner()
+    session = protect(client).postgrest.session._inner.session
     assert client.postgrest.session is not session
     assert session._transport._pool._http1
     assert not session._transport._pool._http2
@@ -1148,11 +1148,11 @@ def test_own_session_is_one() -> None:
     client = own_session_client()
     protected = protect(client)
     user = protected.as_user("jwt")
-    before = protected.postgrest.session._inner()
+    before = protected.postgrest.session._inner.session
     client._postgrest = None  # what an auth event does
-    assert before is protected.postgrest.session._inner()
-    assert before is user.postgrest.session._inner()
-    assert before is protected.as_user("another").postgrest.session._inner()
+    assert before is protected.postgrest.session._inner.session
+    assert before is user.postgrest.session._inner.session
+    assert before is protected.as_user("another").postgrest.session._inner.session
 
 
 def test_own_session_works(server: Server) -> None:
@@ -1169,18 +1169,18 @@ def test_own_session_after_a_fork() -> None:
     """After a fork the child has a session of its own: sharing sockets would mix up answers."""
     protected = protect(own_session_client())
     session = protected.postgrest.session
-    before = session._inner()
+    before = session._inner.session
     pid = os.fork()
     if pid == 0:
         signal.alarm(30)
         code = 1
         try:
-            code = 0 if session._inner() is not before else 2
-            code = code or (0 if session._inner() is session._inner() else 3)
+            code = 0 if session._inner.session is not before else 2
+            code = code or (0 if session._inner.session is session._inner.session else 3)
         finally:
             os._exit(code)
     assert 0 == os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    assert before is session._inner()
+    assert before is session._inner.session
 
 
 def test_own_session_is_made_once() -> None:
@@ -1191,7 +1191,7 @@ def test_own_session_is_made_once() -> None:
 
     def use() -> None:
         barrier.wait(60.0)
-        sessions.append(protected.postgrest.session._inner())
+        sessions.append(protected.postgrest.session._inner.session)
 
     threads = [threading.Thread(target=use) for _ in range(8)]
     for thread in threads:
