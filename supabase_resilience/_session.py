@@ -152,16 +152,20 @@ class GuardedSession(httpx.Client):
                 response.stream = _Body(cast("httpx.SyncByteStream", response.stream), countdown)
             response.read()
         except Exception as error:  # noqa: BLE001 - it is judged, and raised by Attempt.result()
-            attempt = guard.failed(permit, method, error, response)
-            if response is not None:
-                response.close()
-            return attempt
+            made = guard.failed(permit, method, error, response)
         except BaseException:
             guard.breaker.release(permit)
-            if response is not None:
-                response.close()
+            _close(response)
             raise
-        return guard.answered(permit, method, response) or response
+        else:
+            return guard.answered(permit, method, response) or response
+        _close(response)
+        return made
+
+
+def _close(response: httpx.Response | None) -> None:
+    if response is not None:
+        response.close()
 
 
 def _attempts(
@@ -256,32 +260,33 @@ class AsyncGuardedSession(httpx.AsyncClient):
         permit = guard.breaker.acquire()
         response: httpx.Response | None = None
         try:
-            try:
-                response = await session.send(
-                    session.build_request(method, url, **options),
-                    stream=True,
-                    auth=auth,
-                    follow_redirects=follow_redirects,
-                )
-                await response.aread()
-            except asyncio.CancelledError:
-                if countdown.has_struck():
-                    raise httpx.ReadTimeout(_TOO_LATE) from None
-                raise
-            finally:
-                if countdown.was_asked:
-                    countdown.stop()
+            response = await session.send(
+                session.build_request(method, url, **options),
+                stream=True,
+                auth=auth,
+                follow_redirects=follow_redirects,
+            )
+            await response.aread()
         except Exception as error:  # noqa: BLE001 - it is judged, and raised by Attempt.result()
-            attempt = guard.failed(permit, method, error, response)
-            if response is not None:
-                await response.aclose()
-            return attempt
-        except BaseException:
-            guard.breaker.release(permit)
-            if response is not None:
-                await response.aclose()
-            raise
-        return guard.answered(permit, method, response) or response
+            made = guard.failed(permit, method, error, response)
+        except BaseException as error:
+            if not (isinstance(error, asyncio.CancelledError) and countdown.has_struck()):
+                guard.breaker.release(permit)
+                await _aclose(response)
+                raise
+            made = guard.failed(permit, method, httpx.ReadTimeout(_TOO_LATE), response)
+        else:
+            return guard.answered(permit, method, response) or response
+        finally:
+            if countdown.was_asked:
+                countdown.stop()
+        await _aclose(response)
+        return made
+
+
+async def _aclose(response: httpx.Response | None) -> None:
+    if response is not None:
+        await response.aclose()
 
 
 async def _async_attempts(
