@@ -8,30 +8,39 @@ A thin wrapper bound to a supabase-py client, sync or async. The map, from the f
 - for your tests: `testing`, and `local` (a whole Supabase without Docker, extra `local`)
 """
 
+from supabase_resilience._requests import Target, by_table, idempotent
 from supabase_resilience.breaker import BreakerStats, CircuitBreaker
+from supabase_resilience.breakers import BreakersStats, CircuitBreakers
 from supabase_resilience.deadline import deadline
 from supabase_resilience.errors import CircuitOpenError, ResilienceError
 from supabase_resilience.events import Event, Hook, log_event
 from supabase_resilience.failures import Classification, classify
 from supabase_resilience.protect import AsyncProtectedClient, ProtectedClient, protect
 from supabase_resilience.retry import RetryConfig
+from supabase_resilience.trip import FailureRate
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AsyncProtectedClient",
     "BreakerStats",
+    "BreakersStats",
     "CircuitBreaker",
+    "CircuitBreakers",
     "CircuitOpenError",
     "Classification",
     "Event",
+    "FailureRate",
     "Hook",
     "ProtectedClient",
     "ResilienceError",
     "RetryConfig",
+    "Target",
     "__version__",
+    "by_table",
     "classify",
     "deadline",
+    "idempotent",
     "log_event",
     "protect",
 ]

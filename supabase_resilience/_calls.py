@@ -5,7 +5,10 @@ two calls it would never close again: at half-open the outer call holds the only
 inner one is refused. So a call marks the context, and the inner use finds itself in it.
 """
 
+import sys
+from collections.abc import Collection
 from contextvars import ContextVar
+from types import CodeType
 
 
 class Call:
@@ -48,3 +51,18 @@ class Within:
     def __exit__(self, *_: object) -> None:
         self._call.owner = None
         current_call.set(self._call.outer)
+
+
+def is_inside(owner: object, ways: Collection[CodeType]) -> bool:
+    """Whether a call of `owner` that left no mark is running further up, across awaits.
+
+    Marking the context costs more than the rest of a call, so the plainest calls leave their mark
+    in a local variable, `running`, of the functions `ways`. Looked up only when some call is in
+    progress at all.
+    """
+    frame = sys._getframe(1)  # noqa: SLF001 - documented; there is no other way up
+    while frame is not None:
+        if frame.f_code in ways and frame.f_locals.get("running") is owner:
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False

@@ -25,6 +25,7 @@ from supabase_resilience.events import (
     Event,
 )
 from supabase_resilience.failures import Classification, Verdict
+from supabase_resilience.trip import FailureRate
 
 __all__ = ["Circuit", "CircuitSettings", "Permit", "State"]
 
@@ -38,6 +39,7 @@ class CircuitSettings:
     name: str
     failure_threshold: int
     reset_timeout: float
+    trip: FailureRate | None = None
     half_open_permits: int
     close_after: int
     probe_timeout: float | None
@@ -50,6 +52,8 @@ class CircuitSettings:
         check_text("name", self.name)
         check_count("failure_threshold", self.failure_threshold)
         check_seconds("reset_timeout", self.reset_timeout)
+        if self.trip is not None and not isinstance(self.trip, FailureRate):
+            raise TypeError(f"trip must be a FailureRate or None, got {self.trip!r}")
         check_count("half_open_permits", self.half_open_permits)
         check_count("close_after", self.close_after)
         check_optional(check_seconds, "probe_timeout", self.probe_timeout)
@@ -70,18 +74,26 @@ class Permit:
     result from before the last one is not counted; `losses` grows with each connection loss
     counted, and calls in flight share that one. Calls that start while nothing changes share one
     permit, but each probe has its own. `is_probe` marks the trial call of a half-open circuit,
-    which must not be repeated; `is_nested` a use inside a call of the same breaker.
+    which must not be repeated; `is_nested` a use inside a call of the same breaker. `started_at`
+    is known where slow calls count; then calls share no permit.
     """
 
-    __slots__ = ("generation", "is_nested", "is_probe", "losses")
+    __slots__ = ("generation", "is_nested", "is_probe", "losses", "started_at")
 
     def __init__(
-        self, generation: int, losses: int, *, is_probe: bool = False, is_nested: bool = False
+        self,
+        generation: int,
+        losses: int,
+        *,
+        is_probe: bool = False,
+        is_nested: bool = False,
+        started_at: float | None = None,
     ) -> None:
         self.generation = generation
         self.losses = losses
         self.is_probe = is_probe
         self.is_nested = is_nested
+        self.started_at = started_at
 
 
 class Circuit:
@@ -93,7 +105,11 @@ class Circuit:
         self.settings = settings
         self._rng = rng
         self.state: State = "closed"
-        self.permit: Permit | None = Permit(0, 0)
+        self.window = settings.trip.start(now) if settings.trip else None
+        self._slow_after = settings.trip.slow_after if settings.trip else None
+        self._generation = 0
+        self._losses = 0
+        self.permit = self._shared_permit()
         """What every call takes while closed; None sends it to `admit()`."""
         self.failures = 0
         self.since = now
@@ -102,8 +118,6 @@ class Circuit:
             ("failure", "neutral", "throttled", "blocked", "refused", "opened", "closed"), 0
         )
         self.untold: deque[Event] = deque()
-        self._generation = 0
-        self._losses = 0
         self._left_closed_at = now
         self._usual_open_time = settings.reset_timeout
         self._probes: dict[Permit, float] = {}  # and when each forfeits
@@ -115,7 +129,7 @@ class Circuit:
             self._move("half_open", now)
             self.untold.append(CircuitHalfOpened(breaker=self.settings.name))
         if self.state in {"closed", "disabled"}:
-            return Permit(self._generation, self._losses), None
+            return Permit(self._generation, self._losses, started_at=now), None
         if self.state == "half_open":
             return self._admit_probe(now)
         return self._refuse(self.open_until - now if self.state == "open" else None)
@@ -125,9 +139,14 @@ class Circuit:
             del self._probes[permit]  # it hangs, and would keep the circuit half-open for ever
         if len(self._probes) >= self.settings.half_open_permits:
             return self._refuse(min(self._probes.values()) - now)
-        permit = Permit(self._generation, self._losses, is_probe=True)
+        permit = Permit(self._generation, self._losses, is_probe=True, started_at=now)
         self._probes[permit] = now + (self.settings.probe_timeout or self.settings.reset_timeout)
         return permit, None
+
+    def _shared_permit(self) -> Permit | None:
+        if self._slow_after is not None:
+            return None
+        return Permit(self._generation, self._losses)
 
     def _refuse(self, retry_after: float | None) -> tuple[None, float | None]:
         self.counts["refused"] += 1
@@ -138,11 +157,19 @@ class Circuit:
         if not self._is_current(permit):
             return
         if self.state == "closed":
-            self.failures = 0
+            if self.window is None:
+                self.failures = 0
+            else:
+                self.window.add_success(now)
         elif self.state == "half_open":
             self._probe_successes += 1
             if self._probe_successes >= self.settings.close_after:
                 self.close(now)
+
+    def is_slow(self, permit: Permit, now: float) -> bool:
+        """Whether a call that came back well took so long that it counts as a failure."""
+        limit, started_at = self._slow_after, permit.started_at
+        return limit is not None and started_at is not None and now - started_at > limit
 
     def count(self, permit: Permit, outcome: Classification, now: float) -> None:
         """A call came back otherwise: count it, and open if that was enough."""
@@ -167,14 +194,21 @@ class Circuit:
         return permit.generation == self._generation and (held or not permit.is_probe)
 
     def _fail(self, verdict: Verdict, outcome: Classification, now: float) -> None:
-        self.failures += 1
+        is_enough = self._add_failure(now)
         if outcome.connection_lost:
             self._losses += 1
             if self.state == "closed":
-                self.permit = Permit(self._generation, self._losses)
-        is_enough = self.failures >= self.settings.failure_threshold
+                self.permit = self._shared_permit()
         if is_enough or verdict != "failure" or self.state == "half_open":
             self._open(verdict, outcome, now)
+
+    def _add_failure(self, now: float) -> bool:
+        if self.window is None:
+            self.failures += 1
+            return self.failures >= self.settings.failure_threshold
+        is_enough = self.window.add_failure(now)
+        self.failures = self.window.failures
+        return is_enough
 
     def _open(self, cause: Verdict, outcome: Classification, now: float) -> None:
         if self.state == "half_open":
@@ -213,8 +247,10 @@ class Circuit:
         was, away = self.state, max(0.0, now - self._left_closed_at)
         self._move("closed", now)
         self.failures = 0
+        if self.window is not None:
+            self.window.clear(now)
         self._usual_open_time = self.settings.reset_timeout
-        self.permit = Permit(self._generation, self._losses)
+        self.permit = self._shared_permit()
         if was != "closed":
             self.counts["closed"] += 1
             self.untold.append(CircuitClosed(breaker=self.settings.name, seconds=away))

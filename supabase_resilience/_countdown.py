@@ -31,7 +31,9 @@ class Countdown(Mapping[str, float | None]):
 
     __slots__ = ("_attempt_ends_at", "_attempt_timeout", "_usual", "ends_at", "was_asked")
 
-    def __init__(self, usual: httpx.Timeout, config: RetryConfig) -> None:
+    def __init__(
+        self, usual: httpx.Timeout | httpx.Client | httpx.AsyncClient, config: RetryConfig
+    ) -> None:
         now = _clock.monotonic()
         limit = deadline_at()
         self.ends_at = now + config.total_timeout
@@ -57,15 +59,19 @@ class Countdown(Mapping[str, float | None]):
     def __getitem__(self, phase: str) -> float | None:
         """The seconds that `phase` may take from now on."""
         self.was_asked = True
-        usual = self._usual.as_dict()[phase]
+        usual = self._phases()[phase]
         left = max(self.left(), _SHORTEST)
         return left if usual is None else min(left, usual)
 
+    def _phases(self) -> dict[str, float | None]:
+        usual = self._usual
+        return (usual if isinstance(usual, httpx.Timeout) else usual.timeout).as_dict()
+
     def __iter__(self) -> Iterator[str]:
-        return iter(self._usual.as_dict())
+        return iter(self._phases())
 
     def __len__(self) -> int:
-        return len(self._usual.as_dict())
+        return len(self._phases())
 
 
 class StrictCountdown(Countdown):

@@ -90,7 +90,9 @@ NOT_IN_CACHE = neutral("not in PostgREST's schema cache", retryable=True, retry_
 
 # SQLSTATEs by code, then by class. A SQLSTATE in the answer means that the transaction was
 # aborted: a write was not applied. Exceptions are 08007 and the lost connections of class 08.
+DUPLICATE = neutral("unique violation")
 SQLSTATE: Mapping[str, Classification] = {
+    "23505": DUPLICATE,
     "57014": failure(
         "canceled by statement_timeout",
         scope="query",

@@ -5,27 +5,36 @@ subclass of httpx's client class that borrows everything but `request()` from th
 """
 
 import asyncio
+import json
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import httpx
 
 from supabase_resilience import _clock
 from supabase_resilience._circuit import Permit
 from supabase_resilience._countdown import Countdown, StrictCountdown
-from supabase_resilience.breaker import CircuitBreaker
+from supabase_resilience._failure_table import DUPLICATE, SUCCESS
+from supabase_resilience._requests import (
+    answer_as_applied,
+    is_repeatable,
+    is_repeated_insert,
+    target_of,
+)
+from supabase_resilience.breaker import RELEASED, CircuitBreaker
+from supabase_resilience.breakers import CircuitBreakers, KeyedPermit
 from supabase_resilience.errors import CircuitOpenError
-from supabase_resilience.failures import Classification
+from supabase_resilience.failures import Classification, classify, is_plain_success
 from supabase_resilience.retry import Attempt, RetryConfig, Schedule
 
 __all__ = ["AsyncGuardedSession", "Guard", "GuardedSession"]
 
 C_co = TypeVar("C_co", bound=httpx.Client | httpx.AsyncClient, covariant=True)
-_READS = frozenset({"GET", "HEAD"})
+Options = dict[str, Any]
 # While the next attempt was waited for, the circuit opened or the time ran out: then the last real
 # error is what counts.
 _LOST_IN_WAITING = (CircuitOpenError, httpx.PoolTimeout)
@@ -42,44 +51,123 @@ class HasSession(Protocol[C_co]):
 
 
 class Guard:
-    """What all calls of a protected client share: the breaker, the numbers, the decisions."""
+    """What all calls of a protected client share: breakers, numbers, and the decisions."""
 
-    __slots__ = ("_classify", "breaker", "config")
+    __slots__ = ("_classify", "_is_plain", "breaker", "breakers", "config", "sick")
 
-    def __init__(self, breaker: CircuitBreaker, config: RetryConfig) -> None:
-        self.breaker = breaker
+    def __init__(self, breakers: CircuitBreaker | CircuitBreakers, config: RetryConfig) -> None:
+        self.breakers = breakers
+        self.breaker = breakers.project if isinstance(breakers, CircuitBreakers) else breakers
         self.config = config
-        self._classify = breaker.classify
+        self._classify = self.breaker.classify
+        # One question instead of two for what nearly every response is.
+        self._is_plain = is_plain_success if self._classify is classify else _never
+        # Empty as long as no table or function has failed on its own; then looking is all it costs.
+        self.sick: Mapping[Hashable, CircuitBreaker] = (
+            breakers.by_key if isinstance(breakers, CircuitBreakers) else {}
+        )
+        self.breaker.mark_calls()
 
-    def answered(self, permit: Permit, method: str, response: httpx.Response) -> Attempt | None:
+    def acquire(self, method: str, url: Any, options: Options) -> Permit | KeyedPermit:
+        """Leave for one attempt while something is `sick`: the project's, and that of its key."""
+        permit = self.breaker.acquire()
+        if isinstance(self.breakers, CircuitBreakers):
+            return self.breakers.acquire(permit, target_of(method, url, _headers(options)))
+        return permit
+
+    def release(self, permit: Permit | KeyedPermit) -> None:
+        """Give it back without a verdict."""
+        if isinstance(permit, KeyedPermit):
+            permit.settle_key(RELEASED)
+            permit = permit.project
+        self.breaker.release(permit)
+
+    def answered(
+        self,
+        permit: Permit | KeyedPermit,
+        method: str,
+        url: Any,
+        options: Options,
+        response: httpx.Response,
+    ) -> Attempt | None:
         """Judge an attempt by its response and give its permit back; None for a success."""
+        if self._is_plain(response) and isinstance(permit, Permit):
+            self.breaker.settle(permit, SUCCESS)
+            return None
         meaning = self._classify(response)
-        self.breaker.settle(permit, meaning)
+        may_repeat = self._settle(permit, method, url, options, meaning)
         if meaning.verdict == "success":
             return None
-        return Attempt(meaning, may_repeat=_may_repeat(permit, method, meaning), response=response)
+        return Attempt(meaning, may_repeat=may_repeat, response=response)
 
-    def failed(
-        self, permit: Permit, method: str, error: Exception, response: httpx.Response | None
+    def failed(  # noqa: PLR0917 - the parts of a call
+        self,
+        permit: Permit | KeyedPermit,
+        method: str,
+        url: Any,
+        options: Options,
+        error: Exception,
+        response: httpx.Response | None,
     ) -> Attempt:
         """Judge an attempt by its exception; `response` if one had begun to arrive."""
         meaning = self._classify(error)
         if response is not None and response.is_success:
             # PostgREST commits before it answers, so what broke midway was applied.
             meaning = replace(meaning, write_applied="yes")
+        may_repeat = self._settle(permit, method, url, options, meaning)
+        return Attempt(meaning, may_repeat=may_repeat, error=error)
+
+    def _settle(
+        self,
+        permit: Permit | KeyedPermit,
+        method: str,
+        url: Any,
+        options: Options,
+        meaning: Classification,
+    ) -> bool:
+        """Give a permit back with its outcome; may the attempt be repeated? A probe never is."""
+        may_repeat = meaning.retryable and not permit.is_probe
+        if isinstance(permit, KeyedPermit):
+            permit.settle_key(meaning)
+            permit = permit.project
+        elif meaning.scope == "query" and isinstance(self.breakers, CircuitBreakers):
+            self.breakers.blame(target_of(method, url, _headers(options)), meaning)
         self.breaker.settle(permit, meaning)
-        return Attempt(meaning, may_repeat=_may_repeat(permit, method, meaning), error=error)
+        return may_repeat and (meaning.write_applied == "no" or is_repeatable(method, url, options))
 
     def schedule(self, countdown: Countdown) -> Schedule:
         """When to try again after a first failure."""
         return Schedule(self.config, self.breaker, countdown.ends_at)
 
+    def checked(self, call: "Call", made: Attempt, *, may_be_applied: bool) -> Attempt:
+        """A later attempt; one refused as a duplicate of an earlier insert is a success."""
+        is_duplicate = may_be_applied and made.meaning.reason == DUPLICATE.reason
+        if not is_duplicate or not is_repeated_insert(call.method, call.url, call.options):
+            return made
+        status, rows = answer_as_applied(call.options)
+        response = httpx.Response(
+            status,
+            content=b"" if rows is None else json.dumps(rows).encode(),
+            headers={"content-type": "application/json"},
+            request=made.response.request,
+        )
+        return Attempt.of(response)
 
-def _may_repeat(permit: Permit, method: str, meaning: Classification) -> bool:
-    """A probe is never repeated; a write only when it was provably not applied."""
-    if permit.is_probe or not meaning.retryable:
-        return False
-    return method in _READS or meaning.write_applied == "no"
+
+class Call(NamedTuple):
+    """What is sent."""
+
+    method: str
+    url: Any
+    options: Options
+
+
+def _never(_: httpx.Response) -> bool:
+    return False
+
+
+def _headers(options: Options) -> Any:
+    return options.get("headers") or {}
 
 
 # --- sync ---------------------------------------------------------------------------------------
@@ -111,7 +199,7 @@ class GuardedSession(httpx.Client):
     ) -> httpx.Response:
         """One logical call: one attempt, and more of them where that is right."""
         session = self._inner.session
-        countdown = Countdown(session.timeout, self._guard.config)
+        countdown = Countdown(session, self._guard.config)
         timed = {"timeout": countdown}
         options["extensions"] = {**extensions, **timed} if extensions else timed
         made = self._attempt(session, countdown, method, url, auth, follow_redirects, options)
@@ -122,9 +210,10 @@ class GuardedSession(httpx.Client):
             attempt = partial(
                 self._attempt, session, countdown, method, url, auth, follow_redirects, options
             )
+            checked = partial(self._guard.checked, Call(method, url, options))
             return cast(
                 "httpx.Response",
-                retryer(partial(next, _attempts(made, countdown, attempt))).result(),
+                retryer(partial(next, _attempts(made, countdown, attempt, checked))).result(),
             )
         return cast("httpx.Response", made.result())
 
@@ -136,10 +225,10 @@ class GuardedSession(httpx.Client):
         url: Any,
         auth: Any,
         follow_redirects: Any,
-        options: dict[str, Any],
+        options: Options,
     ) -> httpx.Response | Attempt:
         guard = self._guard
-        permit = guard.breaker.acquire()
+        permit = guard.acquire(method, url, options) if guard.sick else guard.breaker.acquire()
         response: httpx.Response | None = None
         try:
             response = session.send(
@@ -152,13 +241,13 @@ class GuardedSession(httpx.Client):
                 response.stream = _Body(cast("httpx.SyncByteStream", response.stream), countdown)
             response.read()
         except Exception as error:  # noqa: BLE001 - it is judged, and raised by Attempt.result()
-            made = guard.failed(permit, method, error, response)
+            made = guard.failed(permit, method, url, options, error, response)
         except BaseException:
-            guard.breaker.release(permit)
+            guard.release(permit)
             _close(response)
             raise
         else:
-            return guard.answered(permit, method, response) or response
+            return guard.answered(permit, method, url, options, response) or response
         _close(response)
         return made
 
@@ -169,14 +258,19 @@ def _close(response: httpx.Response | None) -> None:
 
 
 def _attempts(
-    made: Attempt, countdown: Countdown, attempt: Callable[[], httpx.Response | Attempt]
+    made: Attempt,
+    countdown: Countdown,
+    attempt: Callable[[], httpx.Response | Attempt],
+    checked: Callable[..., Attempt],
 ) -> Iterator[Attempt]:
     """The attempt already made, then new ones; a success is one more."""
+    may_be_applied = False
     while True:
         yield made
+        may_be_applied = may_be_applied or made.meaning.write_applied != "no"
         try:
             countdown.start_attempt(_clock.monotonic())
-            made = Attempt.of(attempt())
+            made = checked(Attempt.of(attempt()), may_be_applied=may_be_applied)
         except _LOST_IN_WAITING:
             made = made.final()
 
@@ -227,7 +321,7 @@ class AsyncGuardedSession(httpx.AsyncClient):
     ) -> httpx.Response:
         """One logical call: one attempt, and more of them where that is right."""
         session = self._inner.session
-        countdown = StrictCountdown(session.timeout, self._guard.config)
+        countdown = StrictCountdown(session, self._guard.config)
         timed = {"timeout": countdown}
         options["extensions"] = {**extensions, **timed} if extensions else timed
         made = await self._attempt(session, countdown, method, url, auth, follow_redirects, options)
@@ -238,7 +332,8 @@ class AsyncGuardedSession(httpx.AsyncClient):
             attempt = partial(
                 self._attempt, session, countdown, method, url, auth, follow_redirects, options
             )
-            async with aclosing(_async_attempts(made, countdown, attempt)) as attempts:
+            checked = partial(self._guard.checked, Call(method, url, options))
+            async with aclosing(_async_attempts(made, countdown, attempt, checked)) as attempts:
 
                 async def next_attempt() -> Attempt:
                     return await anext(attempts)
@@ -254,10 +349,10 @@ class AsyncGuardedSession(httpx.AsyncClient):
         url: Any,
         auth: Any,
         follow_redirects: Any,
-        options: dict[str, Any],
+        options: Options,
     ) -> httpx.Response | Attempt:
         guard = self._guard
-        permit = guard.breaker.acquire()
+        permit = guard.acquire(method, url, options) if guard.sick else guard.breaker.acquire()
         response: httpx.Response | None = None
         try:
             response = await session.send(
@@ -268,15 +363,17 @@ class AsyncGuardedSession(httpx.AsyncClient):
             )
             await response.aread()
         except Exception as error:  # noqa: BLE001 - it is judged, and raised by Attempt.result()
-            made = guard.failed(permit, method, error, response)
+            made = guard.failed(permit, method, url, options, error, response)
         except BaseException as error:
             if not (isinstance(error, asyncio.CancelledError) and countdown.has_struck()):
-                guard.breaker.release(permit)
+                guard.release(permit)
                 await _aclose(response)
                 raise
-            made = guard.failed(permit, method, httpx.ReadTimeout(_TOO_LATE), response)
+            made = guard.failed(
+                permit, method, url, options, httpx.ReadTimeout(_TOO_LATE), response
+            )
         else:
-            return guard.answered(permit, method, response) or response
+            return guard.answered(permit, method, url, options, response) or response
         finally:
             if countdown.was_asked:
                 countdown.stop()
@@ -293,13 +390,16 @@ async def _async_attempts(
     made: Attempt,
     countdown: Countdown,
     attempt: Callable[[], Awaitable[httpx.Response | Attempt]],
+    checked: Callable[..., Attempt],
 ) -> AsyncGenerator[Attempt, None]:
     """The attempt already made, then new ones; a success is one more."""
+    may_be_applied = False
     while True:
         yield made
+        may_be_applied = may_be_applied or made.meaning.write_applied != "no"
         try:
             countdown.start_attempt(_clock.monotonic())
-            made = Attempt.of(await attempt())
+            made = checked(Attempt.of(await attempt()), may_be_applied=may_be_applied)
         except _LOST_IN_WAITING:
             made = made.final()
 

@@ -18,8 +18,9 @@ from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, cast
 
 from supabase_resilience import _clock
-from supabase_resilience._calls import Call, Within, current_call, enclosing_call
-from supabase_resilience._checks import check_callable, check_optional
+from supabase_resilience._budget import RetryBudget
+from supabase_resilience._calls import Within, current_call, enclosing_call, is_inside
+from supabase_resilience._checks import check_callable, check_number, check_optional
 from supabase_resilience._circuit import Circuit, CircuitSettings, Permit, State
 from supabase_resilience._decorate import decorate
 from supabase_resilience.errors import CircuitOpenError
@@ -34,8 +35,9 @@ from supabase_resilience.events import (
     log_event,
 )
 from supabase_resilience.failures import Classification, Outcome, classify
+from supabase_resilience.trip import FailureRate
 
-__all__ = ["BreakerStats", "CircuitBreaker", "Guard", "Permit", "State"]
+__all__ = ["RELEASED", "BreakerStats", "CircuitBreaker", "Guard", "Permit", "State"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -44,7 +46,8 @@ Fallback = Callable[[CircuitOpenError], T]
 _logger = logging.getLogger("supabase_resilience")
 _DEFAULT_CLASSIFY = classify
 _SUCCESS = Classification(verdict="success", answered=True)
-_RELEASED = Classification(verdict="neutral", reason="no verdict")
+_SLOW = Classification(verdict="failure", reason="slow call", answered=True)
+RELEASED = Classification(verdict="neutral", reason="no verdict")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,13 +56,16 @@ class BreakerStats:
 
     `failures`, `throttled` and `blocked` are outcomes that speak against the service, `neutral`
     those that say nothing (the caller's own mistakes, canceled calls, further connection losses
-    of one burst), `refused` the calls that were not made. `retry_after` is None unless open.
+    of one burst), `refused` the calls that were not made. `current_failures` is what counts towards
+    opening now: failures in a row, or in the window. `retries_refused` were not made for want of
+    budget; `budget_left` is how many could be made now (None: no limit). `retry_after` is None
+    unless open.
     """
 
     name: str
     state: State
     seconds_in_state: float
-    consecutive_failures: int
+    current_failures: int
     successes: int
     failures: int
     neutral: int
@@ -67,6 +73,8 @@ class BreakerStats:
     blocked: int
     refused: int
     retries: int
+    retries_refused: int
+    budget_left: float | None
     opened: int
     closed: int
     retry_after: float | None
@@ -83,7 +91,8 @@ class CircuitBreaker:
     Its limit is the process: two processes learn of an outage each for itself, and a forked child
     goes on with a copy of its own.
 
-    - `failure_threshold`: consecutive failures that open the circuit.
+    - `failure_threshold`: consecutive failures that open the circuit; or `trip`: a `FailureRate`
+      that takes the place of that count.
     - `reset_timeout`: seconds open before a probe may pass. `growth` multiplies it at each
       re-opening until the circuit has closed, up to `max_reset_timeout`. A `Retry-After` of the
       server can only lengthen it, up to the same limit. `jitter` then lengthens the result by up
@@ -91,6 +100,8 @@ class CircuitBreaker:
     - `half_open_permits`, `close_after`: probes at a time, successful probes needed to close.
     - `probe_timeout`: seconds after which a probe that has not returned forfeits its permit
       (None: `reset_timeout`), so that a hanging probe cannot keep the circuit half-open.
+    - `retry_budget`: how many retries a success pays for, in calls made through it by a protected
+      client, with a reserve of 10 (None: no limit). So retries add at most that share of load.
     - `classify`: says what an exception means, see `Classification`; a protected client asks it
       about each `httpx.Response`, too. Throttled (429) opens at once; blocked (key, billing, paused
       project) opens at once for `max_reset_timeout`; failures of one query alone (`scope="query"`)
@@ -108,12 +119,14 @@ class CircuitBreaker:
         *,
         failure_threshold: int = 5,
         reset_timeout: float = 30.0,
+        trip: FailureRate | None = None,
         half_open_permits: int = 1,
         close_after: int = 1,
         probe_timeout: float | None = None,
         max_reset_timeout: float = 300.0,
         growth: float = 1.0,
         jitter: float = 0.1,
+        retry_budget: float | None = 0.1,
         classify: Callable[[Outcome], Classification] = classify,
         on_open: Callable[[], object] | None = None,
         on_half_open: Callable[[], object] | None = None,
@@ -125,6 +138,7 @@ class CircuitBreaker:
             name=name,
             failure_threshold=failure_threshold,
             reset_timeout=reset_timeout,
+            trip=trip,
             half_open_permits=half_open_permits,
             close_after=close_after,
             probe_timeout=probe_timeout,
@@ -132,6 +146,7 @@ class CircuitBreaker:
             growth=growth,
             jitter=jitter,
         )
+        check_optional(partial(check_number, at_least=0.0), "retry_budget", retry_budget)
         check_callable("classify", classify)
         check_optional(check_callable, "on_open", on_open)
         check_optional(check_callable, "on_half_open", on_half_open)
@@ -152,10 +167,22 @@ class CircuitBreaker:
         # free-threaded Python, too). Either is right: a call that starts on an old permit is
         # fenced by its generation when it ends.
         self._circuit = Circuit(settings, clock())
+        self._window = self._circuit.window
+        self._budget = RetryBudget(retry_budget)
         self._retries = 0
+        self._retries_refused = 0
         self._successes_read = 0
         # One step of `next()` is atomic, unlike `+= 1`; CPython keeps it so without the GIL.
         self._successes = itertools.count()
+        # Calls of execute() that left no mark in the context (see `is_inside`). Numbers that are
+        # equal prove that none is in progress, so that the next one is inside of none. A late
+        # store to `_ended` can only make them differ, which costs a look and is never wrong.
+        self._is_marking = False
+        self._started = itertools.count()
+        self._ends = itertools.count(1)
+        self._ended = 0
+        self._plain_calls = 0
+        self._may_be_inside = True
         self._lock = threading.Lock()
         self._telling = threading.Lock()
         self._pid = os.getpid()
@@ -184,24 +211,51 @@ class CircuitBreaker:
         a client protected by it, is part of this one call.
         """
         permit = self._circuit.permit
-        if permit is None or current_call.get() is not None:
+        if permit is None or self._is_marking:
             return self._execute_with_permit(fn, args, kwargs, fallback)
-        call = Call(self, None)
-        current_call.set(call)
+        if next(self._started) != self._ended and is_inside(self, _PLAIN_WAYS):
+            return self._execute_nested(fn, args, kwargs)
+        running: object = self
         try:
             result = fn(*args, **kwargs)
         except BaseException as error:  # noqa: BLE001 - _failed() raises it
-            call.owner = None
-            current_call.set(None)
+            running = None
+            self._ended = next(self._ends)
             return self._failed(permit, error, fallback)
-        call.owner = None
-        current_call.set(None)
-        if hasattr(result, "__await__"):
-            return cast("T", self._finish(cast("Any", result), permit, fallback))
-        if self._circuit.failures:
+        running = None  # noqa: F841 - is_inside() looks at it
+        if result is not None and hasattr(result, "__await__"):
+            return cast("T", self._finish_plain(cast("Any", result), permit, fallback))
+        self._ended = next(self._ends)
+        if self._circuit.failures or self._window is not None:
             self._succeed(permit)
         next(self._successes)
         return result
+
+    async def _finish_plain(
+        self, awaitable: Awaitable[T], permit: Permit, fallback: Fallback[T] | None
+    ) -> T:
+        running: object = self
+        try:
+            result = await awaitable
+        except BaseException as error:  # noqa: BLE001 - _failed() raises it
+            running = None
+            self._ended = next(self._ends)
+            return cast("T", await _awaited(self._failed(permit, error, fallback)))
+        running = None  # noqa: F841 - is_inside() looks at it
+        self._ended = next(self._ends)
+        if self._circuit.failures or self._window is not None:
+            self._succeed(permit)
+        next(self._successes)
+        return result
+
+    def _execute_nested(
+        self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> T:
+        """Just call: the call around this one is judged."""
+        try:
+            return fn(*args, **kwargs)
+        finally:
+            self._ended = next(self._ends)
 
     def _execute_with_permit(
         self,
@@ -278,16 +332,15 @@ class CircuitBreaker:
 
     def get_stats(self) -> BreakerStats:
         """An immutable snapshot; local and O(1)."""
-        with self._locked():
+        with self.locked():
             circuit, counts, now = self._circuit, self._circuit.counts, self._clock()
-            successes = next(self._successes) - self._successes_read
-            self._successes_read += 1
+            successes = self._count_successes()
             is_open = circuit.state == "open"
             return BreakerStats(
                 name=self.name,
                 state=circuit.state,
                 seconds_in_state=max(0.0, now - circuit.since),
-                consecutive_failures=circuit.failures,
+                current_failures=circuit.failures,
                 successes=successes,
                 failures=counts["failure"],
                 neutral=counts["neutral"],
@@ -295,6 +348,8 @@ class CircuitBreaker:
                 blocked=counts["blocked"],
                 refused=counts["refused"],
                 retries=self._retries,
+                retries_refused=self._retries_refused,
+                budget_left=self._budget.left(successes),
                 opened=counts["opened"],
                 closed=counts["closed"],
                 retry_after=max(0.0, circuit.open_until - now) if is_open else None,
@@ -302,19 +357,19 @@ class CircuitBreaker:
 
     def force_open(self) -> None:
         """Refuse every call until `reset()`, however long that takes."""
-        with self._locked():
+        with self.locked():
             self._circuit.force_open(self._clock())
         self._tell()
 
     def disable(self) -> None:
         """Let every call pass unjudged until `reset()`."""
-        with self._locked():
+        with self.locked():
             self._circuit.disable(self._clock())
         self._tell()
 
     def reset(self) -> None:
         """Close the circuit and forget the failures; calls in flight are not counted any more."""
-        with self._locked():
+        with self.locked():
             self._circuit.close(self._clock())
         self._tell()
 
@@ -326,14 +381,14 @@ class CircuitBreaker:
         Each permit goes back through `settle()`, `judge()` or `release()`. Inside a call of this
         same breaker it belongs to that call: it is always granted, and never judged by itself.
         """
-        if current_call.get() is not None:
-            outer = enclosing_call(self)
-            if outer is not None:
-                return Permit(-1, -1, is_probe=outer.is_probe, is_nested=True)
+        if self._may_be_inside or current_call.get() is not None:
+            nested = self._find_call_around()
+            if nested is not None:
+                return nested
         permit = self._circuit.permit
         if permit is not None:
             return permit
-        with self._locked():
+        with self.locked():
             permit, retry_after = self._circuit.admit(self._clock())
         self._tell()
         if permit is None:
@@ -341,42 +396,82 @@ class CircuitBreaker:
             raise CircuitOpenError(self.name, retry_after)
         return permit
 
+    def _find_call_around(self) -> Permit | None:
+        self.mark_calls()
+        outer = enclosing_call(self)
+        if outer is not None:
+            return Permit(-1, -1, is_probe=outer.is_probe, is_nested=True)
+        self._may_be_inside = self._ended < self._plain_calls
+        if self._may_be_inside and is_inside(self, _PLAIN_WAYS):
+            return Permit(-1, -1, is_nested=True)
+        return None
+
+    def mark_calls(self) -> None:
+        """Say that more than `execute()` uses this breaker: then calls mark their context.
+
+        A mark reaches all that a call starts, tasks too; without, only calls and awaits are seen.
+        """
+        if not self._is_marking:
+            self._is_marking = True
+            self._plain_calls = next(self._started)
+
     def settle(self, permit: Permit, outcome: Classification) -> None:
         """Give a permit back with the outcome of its call."""
         if permit.is_nested:
             return
         if outcome.verdict == "success":
-            if self._circuit.failures or permit.is_probe:
-                self._succeed(permit)
-            next(self._successes)
-            return
-        with self._locked():
+            if not (permit.started_at is not None and self._is_slow(permit)):
+                if self._circuit.failures or permit.is_probe or self._window is not None:
+                    self._succeed(permit)
+                next(self._successes)
+                return
+            outcome = _SLOW
+        with self.locked():
             self._circuit.count(permit, outcome, self._clock())
         self._tell()
 
     def judge(self, permit: Permit, error: BaseException) -> None:
         """Give a permit back with what its call raised; a cancellation is never a verdict."""
-        self.settle(permit, self.classify(error) if isinstance(error, Exception) else _RELEASED)
+        self.settle(permit, self.classify(error) if isinstance(error, Exception) else RELEASED)
 
     def release(self, permit: Permit) -> None:
         """Give a permit back without a verdict: the call was canceled, or never made."""
-        self.settle(permit, _RELEASED)
+        self.settle(permit, RELEASED)
+
+    def may_retry(self) -> bool:
+        """Pay for one retry; False when the budget is spent, and the error should be raised."""
+        with self.locked():
+            may = self._budget.spend(self._count_successes())
+            self._retries += may
+            self._retries_refused += not may
+            return may
 
     def retrying(self, *, attempt: int, delay: float, reason: str) -> None:
-        """Count and tell a retry that a driver is about to wait for."""
-        with self._locked():
-            self._retries += 1
-        facts = RetryScheduled(breaker=self.name, attempt=attempt, delay=delay, reason=reason)
-        self._notify(facts)
+        """Tell of a retry that a driver is about to wait for."""
+        event = RetryScheduled(breaker=self.name, attempt=attempt, delay=delay, reason=reason)
+        self._notify(event)
 
     # --- plumbing -------------------------------------------------------------------------------
 
     def _succeed(self, permit: Permit) -> None:
-        with self._locked():
-            self._circuit.succeed(permit, self._clock())
+        now = self._clock()
+        is_news = permit is self._circuit.permit
+        if is_news and self._window is not None and self._window.add_success_unlocked(now):
+            return
+        with self.locked():
+            self._circuit.succeed(permit, now)
         self._tell()
 
-    def _locked(self) -> threading.Lock:
+    def _is_slow(self, permit: Permit) -> bool:
+        return self._circuit.is_slow(permit, self._clock())
+
+    def _count_successes(self) -> int:
+        """All successes so far; a counter can only be read by counting. Wants the lock."""
+        self._successes_read += 1
+        return next(self._successes) - self._successes_read + 1
+
+    def locked(self) -> threading.Lock:
+        """The lock around the state, one that is good after a fork, too."""
         if os.getpid() != self._pid:
             # A thread of the parent may have held the locks, and its probes are not ours.
             self._lock, self._telling = threading.Lock(), threading.Lock()
@@ -456,3 +551,9 @@ async def _refuse_later(refusal: CircuitOpenError, fallback: Fallback[Any] | Non
 
 async def _awaited(value: Any) -> Any:
     return await value if hasattr(value, "__await__") else value
+
+
+# The functions whose calls leave their mark in a local variable.
+_PLAIN_WAYS = frozenset(
+    {CircuitBreaker.execute.__code__, CircuitBreaker._finish_plain.__code__}  # noqa: SLF001
+)

@@ -18,6 +18,7 @@ from supabase_functions import AsyncFunctionsClient, SyncFunctionsClient
 from supabase_resilience._checks import check_text
 from supabase_resilience._session import AsyncGuardedSession, Guard, GuardedSession
 from supabase_resilience.breaker import CircuitBreaker
+from supabase_resilience.breakers import CircuitBreakers
 from supabase_resilience.errors import ResilienceError
 from supabase_resilience.retry import RetryConfig
 
@@ -29,16 +30,22 @@ _DEFAULT_RETRY = RetryConfig()
 
 @overload
 def protect(
-    client: Client, *, breaker: CircuitBreaker | None = None, retry: RetryConfig | None = ...
+    client: Client,
+    *,
+    breaker: CircuitBreaker | CircuitBreakers | None = None,
+    retry: RetryConfig | None = ...,
 ) -> "ProtectedClient": ...
 @overload
 def protect(
-    client: AsyncClient, *, breaker: CircuitBreaker | None = None, retry: RetryConfig | None = ...
+    client: AsyncClient,
+    *,
+    breaker: CircuitBreaker | CircuitBreakers | None = None,
+    retry: RetryConfig | None = ...,
 ) -> "AsyncProtectedClient": ...
 def protect(
     client: Client | AsyncClient,
     *,
-    breaker: CircuitBreaker | None = None,
+    breaker: CircuitBreaker | CircuitBreakers | None = None,
     retry: RetryConfig | None = _DEFAULT_RETRY,
 ) -> "ProtectedClient | AsyncProtectedClient":
     """Your client, guarded: queries end in time, retry with care, and leave a sick server alone.
@@ -49,8 +56,9 @@ def protect(
 
     - Guarded is what goes through PostgREST: `table`, `from_`, `rpc`, `schema(…)`, `postgrest`.
       Not guarded: `auth`, `storage`, `functions` and Realtime.
-    - `breaker`: share one among clients of the same project; None makes one with its defaults.
-      Each attempt is judged, by its status, headers and body (`classify`).
+    - `breaker`: share one among clients of the same project. None makes `CircuitBreakers()`: one
+      for the project, one for each table or function that fails on its own. Each attempt is
+      judged, by its status, headers and body (`classify`).
     - `retry`: see `RetryConfig`; None means one attempt. postgrest's own retry is off inside.
     - A call ends within `retry.total_timeout` seconds, sooner within `deadline()`. What is left
       when a phase begins is its limit, so these can take longer: in a sync client, looking up the
@@ -65,11 +73,13 @@ def protect(
     """
     if isinstance(client, ProtectedClient | AsyncProtectedClient):
         raise TypeError(f"client is protected already: {client!r}; protect the original once")
-    if breaker is not None and not isinstance(breaker, CircuitBreaker):
-        raise TypeError(f"breaker must be a CircuitBreaker or None, got {breaker!r}")
+    if breaker is not None and not isinstance(breaker, CircuitBreaker | CircuitBreakers):
+        raise TypeError(
+            f"breaker must be a CircuitBreaker, CircuitBreakers or None, got {breaker!r}"
+        )
     if retry is not None and not isinstance(retry, RetryConfig):
         raise TypeError(f"retry must be a RetryConfig or None, got {retry!r}")
-    guard = Guard(breaker or CircuitBreaker(), retry or RetryConfig(attempts=1))
+    guard = Guard(breaker or CircuitBreakers(), retry or RetryConfig(attempts=1))
     if isinstance(client, Client):
         return _subclass_of(client, ProtectedClient)(client, guard, None)
     if isinstance(client, AsyncClient):
@@ -96,7 +106,7 @@ class ProtectedClient(Client):
 
     def __init__(self, client: Client, guard: Guard, authorization: str | None) -> None:
         # Client.__init__ would make a second auth session; this one borrows the original's.
-        self.breaker = guard.breaker
+        self.breaker = guard.breakers
         self._original = client
         self._guard = guard
         self._authorization = authorization
@@ -162,7 +172,7 @@ class AsyncProtectedClient(AsyncClient):
 
     def __init__(self, client: AsyncClient, guard: Guard, authorization: str | None) -> None:
         # AsyncClient.__init__ would make a second auth session; this one borrows the original's.
-        self.breaker = guard.breaker
+        self.breaker = guard.breakers
         self._original = client
         self._guard = guard
         self._authorization = authorization

@@ -131,8 +131,10 @@ class Schedule:
         return asked + self._jittered(state)
 
     def _is_over(self, state: RetryCallState) -> bool:
-        ends_at = _clock.monotonic() + state.upcoming_sleep
-        return state.attempt_number >= self._config.attempts or ends_at >= self._ends_at
+        starts_at = _clock.monotonic() + state.upcoming_sleep
+        if state.attempt_number >= self._config.attempts or starts_at >= self._ends_at:
+            return True
+        return not self._breaker.may_retry()
 
     def _tell(self, state: RetryCallState) -> None:
         self._breaker.retrying(

@@ -19,13 +19,17 @@ FLOORS: dict[str, set[str]] = {
     "decisions": {
         "_failure_table",
         "failures",
+        "trip",
+        "_budget",
         "_circuit",
         "breaker",
         "_decorate",
+        "_requests",
+        "breakers",
         "retry",
         "deadline",
     },
-    "drivers": {"_countdown", "_session", "protect"},
+    "drivers": {"_countdown", "_session", "protect", "http", "_services"},
     "top": {"__init__", "testing"},
 }
 # What shows and combines: it may import all of the above and `local`, and nobody imports it.
@@ -40,7 +44,15 @@ BACKENDS = {
     "supabase_functions",
     "websockets",
 }
-KNOW_BACKENDS = {"_failure_table", "failures", "_countdown", "_session", "protect"}
+KNOW_BACKENDS = {
+    "_failure_table",
+    "failures",
+    "_countdown",
+    "_session",
+    "protect",
+    "http",
+    "_services",
+}
 
 
 def modules() -> dict[str, Path]:

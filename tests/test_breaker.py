@@ -143,7 +143,7 @@ def test_success_between_failures(make: Make) -> None:
         fail(breaker, times=2)
         breaker.execute(int)
     assert "closed" == breaker.get_state()
-    assert 0 == breaker.get_stats().consecutive_failures
+    assert 0 == breaker.get_stats().current_failures
 
 
 def test_neutral_between_failures(make: Make) -> None:
@@ -151,7 +151,7 @@ def test_neutral_between_failures(make: Make) -> None:
     breaker = make(failure_threshold=2)
     fail(breaker)
     fail(breaker, TypeError("ours"), times=5)
-    assert 1 == breaker.get_stats().consecutive_failures
+    assert 1 == breaker.get_stats().current_failures
     fail(breaker)
     assert "open" == breaker.get_state()
 
@@ -462,7 +462,7 @@ def test_stale_result(make: Make, clock: FakeClock, stale: Classification) -> No
     breaker.settle(old, stale)
     after = breaker.get_stats()
     assert (before.state, before.retry_after) == (after.state, after.retry_after)
-    assert before.consecutive_failures == after.consecutive_failures
+    assert before.current_failures == after.current_failures
     assert "half_open" == breaker.get_state()
 
 
@@ -482,7 +482,7 @@ def test_stale_success_is_no_consolation(make: Make, clock: FakeClock) -> None:
     breaker.settle(half_open(breaker, clock), SUCCESS)
     fail(breaker)
     breaker.settle(old, SUCCESS)
-    assert 1 == breaker.get_stats().consecutive_failures
+    assert 1 == breaker.get_stats().current_failures
 
 
 def test_burst_of_lost_connections(make: Make) -> None:
@@ -490,7 +490,7 @@ def test_burst_of_lost_connections(make: Make) -> None:
     breaker = make(failure_threshold=2)
     for permit in [breaker.acquire() for _ in range(50)]:
         breaker.settle(permit, LOST)
-    assert 1 == breaker.get_stats().consecutive_failures
+    assert 1 == breaker.get_stats().current_failures
     assert "closed" == breaker.get_state()
 
 
@@ -607,9 +607,9 @@ def test_custom_classify(make: Make) -> None:
     breaker = make(failure_threshold=2, classify=lambda error: verdicts[str(error)])
     fail(breaker, RuntimeError("bad"))
     fail(breaker, RuntimeError("mine"))
-    assert 1 == breaker.get_stats().consecutive_failures
+    assert 1 == breaker.get_stats().current_failures
     fail(breaker, RuntimeError("fine"))
-    assert 0 == breaker.get_stats().consecutive_failures
+    assert 0 == breaker.get_stats().current_failures
     fail(breaker, RuntimeError("bad"), times=2)
     assert "open" == breaker.get_state()
 
@@ -777,7 +777,7 @@ def test_guard_is_one_call(make: Make, clock: FakeClock) -> None:
     breaker = make(failure_threshold=2)
     with pytest.raises(httpx.ConnectError), breaker.guard():
         breaker.execute(throw, DOWN)
-    assert 1 == breaker.get_stats().consecutive_failures
+    assert 1 == breaker.get_stats().current_failures
 
 
 # --- nested use ---------------------------------------------------------------------------------
@@ -790,7 +790,7 @@ def test_nested_counts_once(make: Make) -> None:
     assert 1 == breaker.get_stats().successes
     with pytest.raises(httpx.ConnectError):
         breaker.execute(breaker.execute, breaker.execute, throw, DOWN)
-    assert 1 == breaker.get_stats().consecutive_failures
+    assert 1 == breaker.get_stats().current_failures
 
 
 def test_nested_probe_closes(make: Make, clock: FakeClock) -> None:
@@ -859,9 +859,9 @@ def test_two_breakers_nested(make: Make) -> None:
     one, two = make(failure_threshold=2), make(failure_threshold=2)
     with pytest.raises(httpx.ConnectError):
         one.execute(two.execute, one.execute, two.execute, throw, DOWN)
-    assert [1, 1] == [each.get_stats().consecutive_failures for each in (one, two)]
+    assert [1, 1] == [each.get_stats().current_failures for each in (one, two)]
     one.execute(two.execute, int)
-    assert [0, 0] == [each.get_stats().consecutive_failures for each in (one, two)]
+    assert [0, 0] == [each.get_stats().current_failures for each in (one, two)]
 
 
 def test_after_a_nested_call(make: Make) -> None:
@@ -1139,7 +1139,7 @@ def test_reset(make: Make, clock: FakeClock, hook: RecordingHook) -> None:
     in_flight = breaker.acquire()
     breaker.reset()
     breaker.settle(in_flight, FAILURE)
-    assert (0, "closed") == (breaker.get_stats().consecutive_failures, breaker.get_state())
+    assert (0, "closed") == (breaker.get_stats().current_failures, breaker.get_state())
     open_circuit(breaker)
     assert 30.0 == breaker.get_stats().retry_after
     assert 1 == hook.names.count("circuit.closed")  # the second reset found it closed
@@ -1172,7 +1172,7 @@ def test_stats(make: Make, clock: FakeClock) -> None:
     for _ in range(3):
         with pytest.raises(CircuitOpenError):
             breaker.acquire()
-    breaker.retrying(attempt=1, delay=0.1, reason="x")
+    assert breaker.may_retry()
     clock.advance(12.0)
     stats = breaker.get_stats()
     assert ("db", "open", 12.0, 18.0) == (

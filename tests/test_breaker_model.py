@@ -204,9 +204,9 @@ class BreakerMachine(RuleBasedStateMachine):
                 self.model.probes.remove(flight)
             after = self.breaker.get_stats()
             assert before.neutral + 1 == after.neutral
-            assert (before.state, before.consecutive_failures, before.successes) == (
+            assert (before.state, before.current_failures, before.successes) == (
                 after.state,
-                after.consecutive_failures,
+                after.current_failures,
                 after.successes,
             )
 
@@ -260,7 +260,7 @@ class BreakerMachine(RuleBasedStateMachine):
         left = max(0.0, model.open_until - self.clock()) if model.state == "open" else None
         assert (model.state, model.failures, left) == (
             stats.state,
-            stats.consecutive_failures,
+            stats.current_failures,
             stats.retry_after,
         )
         assert model.told == self.hook.names

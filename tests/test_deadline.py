@@ -176,7 +176,7 @@ def test_nothing_is_sent_after_it(clock: FakeClock) -> None:
             client.table("orders").insert({"id": 1}).execute()
     client.table("orders").select("*").execute()
     assert ["GET", "GET"] == [request.method for request in sent]
-    assert client.breaker.get_stats().consecutive_failures == 0
+    assert client.breaker.get_stats().project.current_failures == 0
 
 
 def test_caps_every_phase(clock: FakeClock) -> None:

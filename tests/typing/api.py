@@ -16,6 +16,7 @@ from supabase_resilience import (
     AsyncProtectedClient,
     BreakerStats,
     CircuitBreaker,
+    CircuitBreakers,
     CircuitOpenError,
     Classification,
     Event,
@@ -36,7 +37,7 @@ def protected(client: Client, breaker: CircuitBreaker) -> None:
     as_theirs: Client = ours
     assert_type(protect(as_theirs, breaker=breaker, retry=None), ProtectedClient)
     assert_type(protect(client, retry=RetryConfig(attempts=1)), ProtectedClient)
-    assert_type(ours.breaker, CircuitBreaker)
+    assert_type(ours.breaker, CircuitBreaker | CircuitBreakers)
     assert_type(ours.as_user("jwt"), ProtectedClient)
     assert_type(ours.postgrest, SyncPostgrestClient)
     query = ours.table("t").select("*").eq("id", 1)
