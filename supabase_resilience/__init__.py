@@ -3,8 +3,9 @@
 A thin wrapper bound to a supabase-py client, sync or async. The map, from the floor up:
 
 - words: `errors`, `events`
-- decisions, no I/O: `failures` (the one failure table), `breaker`, `retry`, `deadline`
-- drivers: `protect` (a client whose queries are guarded)
+- decisions, no I/O: `failures` (the one failure table), `breaker`, `breakers`, `trip`, `retry`,
+  `deadline`
+- drivers: `protect` (a client whose queries are guarded), `http` (the other services)
 - for your tests: `testing`, and `local` (a whole Supabase without Docker, extra `local`)
 """
 

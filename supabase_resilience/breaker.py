@@ -172,7 +172,8 @@ class CircuitBreaker:
         self._retries = 0
         self._retries_refused = 0
         self._successes_read = 0
-        # One step of `next()` is atomic, unlike `+= 1`; CPython keeps it so without the GIL.
+        # One step of `next()` on a count is atomic, unlike `+= 1`: with the GIL, and without it,
+        # too (since CPython 3.13, gh-117657).
         self._successes = itertools.count()
         # Calls of execute() that left no mark in the context (see `is_inside`). Numbers that are
         # equal prove that none is in progress, so that the next one is inside of none. A late
