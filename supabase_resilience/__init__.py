@@ -16,6 +16,12 @@ from supabase_resilience.deadline import deadline
 from supabase_resilience.errors import CircuitOpenError, ResilienceError
 from supabase_resilience.events import Event, Hook, log_event
 from supabase_resilience.failures import Classification, classify
+from supabase_resilience.http import (
+    AsyncResilientHttpClient,
+    ResilientHttpClient,
+    resilient_async_http_client,
+    resilient_http_client,
+)
 from supabase_resilience.protect import AsyncProtectedClient, ProtectedClient, protect
 from supabase_resilience.retry import RetryConfig
 from supabase_resilience.trip import FailureRate
@@ -24,6 +30,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AsyncProtectedClient",
+    "AsyncResilientHttpClient",
     "BreakerStats",
     "BreakersStats",
     "CircuitBreaker",
@@ -35,6 +42,7 @@ __all__ = [
     "Hook",
     "ProtectedClient",
     "ResilienceError",
+    "ResilientHttpClient",
     "RetryConfig",
     "Target",
     "__version__",
@@ -44,4 +52,6 @@ __all__ = [
     "idempotent",
     "log_event",
     "protect",
+    "resilient_async_http_client",
+    "resilient_http_client",
 ]

@@ -13,7 +13,7 @@ import httpx
 
 from supabase_resilience._circuit import Permit
 from supabase_resilience._countdown import Countdown
-from supabase_resilience._requests import _is_idempotent
+from supabase_resilience._requests import is_within_idempotent
 from supabase_resilience._services import Service
 from supabase_resilience.errors import CircuitOpenError
 from supabase_resilience.failures import Classification
@@ -81,11 +81,9 @@ class Exchange:
             return None
         return Attempt(meaning, may_repeat=self._may_repeat(permit, meaning), response=response)
 
-    def failed(self, permit: Permit, error: Exception, response: httpx.Response | None) -> Attempt:
-        """Judge an attempt by its exception; `response` if one had begun to arrive."""
+    def failed(self, permit: Permit, error: Exception) -> Attempt:
+        """Judge an attempt by its exception and give its permit back."""
         meaning = self._service.breaker.classify(error)
-        if response is not None and response.is_success:
-            meaning = replace(meaning, write_applied="yes")
         meaning = self._after_redirect(meaning, _request_of(error))
         self._service.breaker.settle(permit, meaning)
         return Attempt(meaning, may_repeat=self._may_repeat(permit, meaning), error=error)
@@ -102,7 +100,7 @@ class Exchange:
         self, meaning: Classification, last: httpx.Request | None
     ) -> Classification:
         """What failed was perhaps another request, of another host, after ours had its effect."""
-        if last is None or last is self._request or meaning.write_applied == "yes":
+        if last is None or last is self._request:
             return meaning
         meaning = replace(meaning, write_applied="maybe")
         is_elsewhere = last.url.host != self._request.url.host
@@ -115,7 +113,7 @@ class Exchange:
             return False
         if isinstance(body, _Upload) and not body.is_whole:
             return False
-        if meaning.write_applied == "no" or _is_idempotent.get():
+        if meaning.write_applied == "no" or is_within_idempotent():
             return True
         return self._service.is_repeatable(self._request)
 

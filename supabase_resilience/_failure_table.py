@@ -67,8 +67,9 @@ def blocked(reason: str, *, scope: Scope = "project") -> Classification:
     return Classification(verdict="blocked", reason=reason, is_outage=True, scope=scope)
 
 
-def throttled(reason: str) -> Classification:
-    return Classification(verdict="throttled", reason=reason, is_outage=True, retryable=True)
+def throttled(reason: str, **facts: Any) -> Classification:
+    facts = {"is_outage": True, "retryable": True, **facts}
+    return Classification(verdict="throttled", reason=reason, **facts)
 
 
 SUCCESS = Classification(verdict="success", reason="ok", write_applied="yes", answered=True)
@@ -125,6 +126,7 @@ SQLSTATE_CLASS: Mapping[str, Classification] = {
 }
 SQL_OF_THE_CALLER = neutral("refused by the database")
 
+OWN_LIMIT = throttled("a rate limit of Auth", scope="query", retryable=False, answered=True)
 # Codes of Storage, Auth and Edge Functions.
 SERVICE: Mapping[str, Classification] = {
     "SlowDown": throttled("Storage asks to slow down"),
@@ -133,9 +135,11 @@ SERVICE: Mapping[str, Classification] = {
     "DatabaseTimeout": failure("Storage's database timed out", "maybe"),
     "DatabaseError": failure("Storage's database failed", "maybe"),
     "InternalError": failure("internal error of Storage", "maybe"),
-    "over_request_rate_limit": throttled("Auth's rate limit"),
-    "over_email_send_rate_limit": throttled("Auth's e-mail rate limit"),
-    "over_sms_send_rate_limit": throttled("Auth's SMS rate limit"),
+    # Per endpoint, address or user: whoever asks for too many codes must not keep everybody else
+    # from signing in, and another try meets the same limit.
+    "over_request_rate_limit": OWN_LIMIT,
+    "over_email_send_rate_limit": OWN_LIMIT,
+    "over_sms_send_rate_limit": OWN_LIMIT,
     "unexpected_failure": failure("Auth failed", "maybe", retry_once=True),
     "BOOT_ERROR": blocked("the Edge Function does not start", scope="query"),
     "WORKER_LIMIT": failure("the Edge Function ran out of resources", "maybe", scope="query"),
@@ -145,6 +149,7 @@ SERVICE: Mapping[str, Classification] = {
 
 # HTTP statuses of an answer that carries no code of the above: gateways and Cloudflare.
 STATUS: Mapping[int, Classification] = {
+    304: neutral("not modified"),
     402: blocked("the project is restricted (402)"),
     423: neutral("locked", retryable=True),
     429: throttled("rate limit (429)"),

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import httpx
 from supabase import ClientOptions
 
-from supabase_resilience._failure_table import SERVICE, SUCCESS
+from supabase_resilience._checks import check_seconds
+from supabase_resilience._failure_table import SUCCESS
 from supabase_resilience.breaker import CircuitBreaker
 from supabase_resilience.failures import Classification, classify
 from supabase_resilience.retry import RetryConfig
@@ -39,16 +40,6 @@ _PATH = re.compile(r"/(rest|storage|auth|functions)/v1(?:/|$)")
 _READS = frozenset({"GET", "HEAD"})
 _READS_BY_POST = re.compile(r"/storage/v1/object/(?:list|list-v2|sign)/")
 _SENDS_BY_GET = re.compile(r"/auth/v1/reauthenticate$")  # it mails a code
-# Auth limits each endpoint, address or user by itself: whoever asks for too many codes must not
-# keep everybody else from signing in. Another try meets the same limit.
-_LIMITS_OF_AUTH = frozenset(
-    SERVICE[code].reason
-    for code in (
-        "over_request_rate_limit",
-        "over_email_send_rate_limit",
-        "over_sms_send_rate_limit",
-    )
-)
 
 
 class Service:
@@ -96,7 +87,7 @@ class Service:
         if response.status_code == 304 or response.next_request is not None:
             return SUCCESS  # "not modified", and a redirect that the caller wants to see
         if self.name == "auth":
-            return _said_by_auth(meaning)
+            return meaning
         if response.is_success:
             return SUCCESS  # objects and functions may well be HTML
         return _said_by_a_function(meaning, response) if self.name == "functions" else meaning
@@ -108,12 +99,6 @@ class _Own(NamedTuple):
 
 def _is_upsert(request: httpx.Request) -> bool:
     return bool(request.headers.get("x-upsert", "").lower() == "true")
-
-
-def _said_by_auth(meaning: Classification) -> Classification:
-    if meaning.reason not in _LIMITS_OF_AUTH:
-        return meaning
-    return replace(meaning, scope="query", retryable=False, answered=True)
 
 
 def _said_by_a_function(meaning: Classification, response: httpx.Response) -> Classification:
@@ -151,7 +136,10 @@ class Services:
 
     def of(self, url: httpx.URL) -> Service | None:
         """Whose URL it is; None for PostgREST and for anything else."""
-        found = _PATH.search(url.path)
+        path = url.path
+        if path.startswith("/rest/v1/"):  # most are; this is all that they pay
+            return None
+        found = _PATH.search(path)
         return self._by_name.get(found[1]) if found else None
 
     def set_timeout(self, request: httpx.Request, options: Mapping[str, Any]) -> None:
@@ -199,3 +187,5 @@ def _check_each(argument: str, given: Any, kind: Any) -> None:
             raise ValueError(f"{argument} names {name!r}, which is none of the services: {known}")
         if not isinstance(value, kind) or isinstance(value, bool):
             raise TypeError(f"{argument}[{name!r}] is of the wrong type: {value!r}")
+        if isinstance(value, int | float):
+            check_seconds(f"{argument}[{name!r}]", value)

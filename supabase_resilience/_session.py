@@ -70,9 +70,10 @@ class Guard:
 
     def acquire(self, method: str, url: Any, options: Options) -> Permit | KeyedPermit:
         """Leave for one attempt while something is `sick`: the project's, and that of its key."""
+        target = target_of(method, url, _headers(options))
         permit = self.breaker.acquire()
         if isinstance(self.breakers, CircuitBreakers):
-            return self.breakers.acquire(permit, target_of(method, url, _headers(options)))
+            return self.breakers.acquire(permit, target)
         return permit
 
     def release(self, permit: Permit | KeyedPermit) -> None:
@@ -94,7 +95,7 @@ class Guard:
         if self._is_plain(response) and isinstance(permit, Permit):
             self.breaker.settle(permit, SUCCESS)
             return None
-        meaning = self._classify(response)
+        meaning = _after_redirect(self._classify(response), method, url, response.request)
         may_repeat = self._settle(permit, method, url, options, meaning)
         if meaning.verdict == "success":
             return None
@@ -110,7 +111,7 @@ class Guard:
         response: httpx.Response | None,
     ) -> Attempt:
         """Judge an attempt by its exception; `response` if one had begun to arrive."""
-        meaning = self._classify(error)
+        meaning = _after_redirect(self._classify(error), method, url, _request_of(error))
         if response is not None and response.is_success:
             # PostgREST commits before it answers, so what broke midway was applied.
             meaning = replace(meaning, write_applied="yes")
@@ -128,12 +129,15 @@ class Guard:
         """Give a permit back with its outcome; may the attempt be repeated? A probe never is."""
         may_repeat = meaning.retryable and not permit.is_probe
         if isinstance(permit, KeyedPermit):
-            permit.settle_key(meaning)
+            may_repeat = permit.settle_key(meaning) and may_repeat
             permit = permit.project
         elif meaning.scope == "query" and isinstance(self.breakers, CircuitBreakers):
-            self.breakers.blame(target_of(method, url, _headers(options)), meaning)
+            target = target_of(method, url, _headers(options))
+            may_repeat = self.breakers.blame(target, meaning) and may_repeat
         self.breaker.settle(permit, meaning)
-        return may_repeat and (meaning.write_applied == "no" or is_repeatable(method, url, options))
+        return may_repeat and (
+            meaning.write_applied == "no" or is_repeatable(method, url, _as_read(options))
+        )
 
     def schedule(self, countdown: Countdown) -> Schedule:
         """When to try again after a first failure."""
@@ -141,10 +145,12 @@ class Guard:
 
     def checked(self, call: "Call", made: Attempt, *, may_be_applied: bool) -> Attempt:
         """A later attempt; one refused as a duplicate of an earlier insert is a success."""
-        is_duplicate = may_be_applied and made.meaning.reason == DUPLICATE.reason
-        if not is_duplicate or not is_repeated_insert(call.method, call.url, call.options):
+        if not may_be_applied or made.meaning.reason != DUPLICATE.reason:
             return made
-        status, rows = answer_as_applied(call.options)
+        options = _as_read(call.options)
+        if not is_repeated_insert(call.method, call.url, options):
+            return made
+        status, rows = answer_as_applied(options)
         response = httpx.Response(
             status,
             content=b"" if rows is None else json.dumps(rows).encode(),
@@ -162,12 +168,36 @@ class Call(NamedTuple):
     options: Options
 
 
+def _after_redirect(
+    meaning: Classification, method: str, url: Any, last: httpx.Request | None
+) -> Classification:
+    """What failed was perhaps another request, after the first one had its effect."""
+    if last is None or meaning.write_applied != "no":
+        return meaning
+    is_same = last.method == method and last.url.copy_with(query=None) == httpx.URL(str(url))
+    return meaning if is_same else replace(meaning, write_applied="maybe")
+
+
+def _request_of(error: Exception) -> httpx.Request | None:
+    try:
+        return error.request if isinstance(error, httpx.RequestError) else None
+    except RuntimeError:  # raised by somebody who did not know the request
+        return None
+
+
 def _never(_: httpx.Response) -> bool:
     return False
 
 
-def _headers(options: Options) -> Any:
-    return options.get("headers") or {}
+def _headers(options: Options) -> httpx.Headers:
+    headers = options.get("headers")
+    return headers if isinstance(headers, httpx.Headers) else httpx.Headers(headers)
+
+
+def _as_read(options: Options) -> Options:
+    """The same, with headers and params as httpx reads them, however they are given."""
+    params = httpx.QueryParams(options.get("params"))
+    return {**options, "headers": _headers(options), "params": params}
 
 
 # --- sync ---------------------------------------------------------------------------------------

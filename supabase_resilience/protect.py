@@ -55,7 +55,7 @@ def protect(
     session: who signs in on one is signed in on the other.
 
     - Guarded is what goes through PostgREST: `table`, `from_`, `rpc`, `schema(…)`, `postgrest`.
-      Not guarded: `auth`, `storage`, `functions` and Realtime.
+      For `auth`, `storage` and `functions` there is `resilient_http_client()`.
     - `breaker`: share one among clients of the same project. None makes `CircuitBreakers()`: one
       for the project, one for each table or function that fails on its own. Each attempt is
       judged, by its status, headers and body (`classify`).

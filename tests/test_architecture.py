@@ -29,7 +29,7 @@ FLOORS: dict[str, set[str]] = {
         "retry",
         "deadline",
     },
-    "drivers": {"_countdown", "_session", "protect", "http", "_services"},
+    "drivers": {"_countdown", "_session", "protect", "http", "_services", "_exchange"},
     "top": {"__init__", "testing"},
 }
 # What shows and combines: it may import all of the above and `local`, and nobody imports it.
@@ -45,6 +45,7 @@ BACKENDS = {
     "websockets",
 }
 KNOW_BACKENDS = {
+    "_exchange",
     "_failure_table",
     "failures",
     "_countdown",

@@ -66,6 +66,8 @@ STILL_RUNNING = AMBIGUOUS._replace(retryable=False)
 SLOW_QUERY = Meaning("failure", retryable=True, retry_once=True, scope="query")
 FOREIGN_DATA = Meaning("failure", scope="query")
 THROTTLED = Meaning("throttled", is_outage=True, retryable=True)
+# A limit of Auth for one endpoint, address or user: nobody else's, and no use in trying again.
+OWN_LIMIT = Meaning("throttled", is_outage=True, scope="query")
 BLOCKED = Meaning("blocked", is_outage=True)
 UNKNOWN = Meaning("failure", write_applied="maybe")
 CANCELED = Meaning("neutral", write_applied="maybe")
@@ -729,9 +731,9 @@ SERVICES: dict[str, tuple[Call, httpx.Response, Meaning]] = {
     "storage-paused": (download, httpx.Response(540, html=PAGE), BLOCKED),
     "auth-400": (sign_in, auth_error(400, "invalid_credentials"), CALLER),
     "auth-422": (sign_in, auth_error(422, "validation_failed"), CALLER),
-    "auth-429": (sign_in, auth_error(429, "over_request_rate_limit"), THROTTLED),
-    "auth-email": (sign_in, auth_error(429, "over_email_send_rate_limit"), THROTTLED),
-    "auth-sms": (sign_in, auth_error(429, "over_sms_send_rate_limit"), THROTTLED),
+    "auth-429": (sign_in, auth_error(429, "over_request_rate_limit"), OWN_LIMIT),
+    "auth-email": (sign_in, auth_error(429, "over_email_send_rate_limit"), OWN_LIMIT),
+    "auth-sms": (sign_in, auth_error(429, "over_sms_send_rate_limit"), OWN_LIMIT),
     "auth-500": (sign_in, auth_error(500, "unexpected_failure"), AMBIGUOUS_ONCE),
     "auth-502": (sign_in, httpx.Response(502, html=PAGE), AMBIGUOUS),
     "auth-530": (sign_in, httpx.Response(530, html=PAGE), AMBIGUOUS),
@@ -787,9 +789,9 @@ SERVICE_CODES: dict[str, Meaning] = {
     "DatabaseTimeout": AMBIGUOUS,
     "DatabaseError": AMBIGUOUS,
     "InternalError": AMBIGUOUS,
-    "over_request_rate_limit": THROTTLED,
-    "over_email_send_rate_limit": THROTTLED,
-    "over_sms_send_rate_limit": THROTTLED,
+    "over_request_rate_limit": OWN_LIMIT,
+    "over_email_send_rate_limit": OWN_LIMIT,
+    "over_sms_send_rate_limit": OWN_LIMIT,
     "unexpected_failure": AMBIGUOUS_ONCE,
     "BOOT_ERROR": BLOCKED._replace(scope="query"),
     "WORKER_LIMIT": QUERY,
@@ -811,7 +813,7 @@ BARE: tuple[tuple[Exception, Meaning], ...] = (
     (StorageApiError("x", "InternalError", 500), AMBIGUOUS),
     (StorageApiError("x", "NoSuchKey", "404"), CALLER),
     (StorageApiError("x", "", "?"), AMBIGUOUS),
-    (AuthApiError("x", 429, "over_request_rate_limit"), THROTTLED),
+    (AuthApiError("x", 429, "over_request_rate_limit"), OWN_LIMIT),
     (AuthApiError("x", 400, None), CALLER),
     (AuthApiError("x", 540, None), BLOCKED),
     (AuthUnknownError("x", ValueError()), AMBIGUOUS),

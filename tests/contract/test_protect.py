@@ -1355,3 +1355,21 @@ def test_classes(world: World) -> None:
     client = world.client(world.session(Server()))
     assert type(protect(client)) is expected[world.colour]
     assert {Client, AsyncClient} == {SyncWorld.client_class, AsyncWorld.client_class}
+
+
+# --- redirects ----------------------------------------------------------------------------------
+
+
+def test_redirected_write(world: World, server: Server, time: Time) -> None:
+    """A write that had its effect and was then sent on to a host that is down isn't repeated."""
+
+    def redirect(request: httpx.Request) -> httpx.Response:
+        if request.method == "POST":
+            return httpx.Response(303, headers={"location": "https://elsewhere.test/"})
+        raise httpx.ConnectError("down", request=request)
+
+    server.will(redirect, redirect, redirect, redirect)
+    session = world.session(server, follow_redirects=True)
+    client = protect(world.client(session))
+    assert httpx.ConnectError is outcome(world, BUILDERS["rpc"](client))[0]
+    assert ["POST", "GET"] == [request.method for request in server.requests]
