@@ -25,9 +25,7 @@ class RetryBudget:
         """How many retries are left; None without limit."""
         if self._share is None:
             return None
-        self._tokens = min(RESERVE, self._tokens + self._share * (successes - self._seen))
-        self._seen = successes
-        return self._tokens
+        return min(RESERVE, self._tokens + self._share * (successes - self._seen))
 
     def spend(self, successes: int) -> bool:
         """Pay for one retry, if there is enough."""
@@ -36,5 +34,5 @@ class RetryBudget:
             return True
         if left < 1.0:
             return False
-        self._tokens -= 1.0
+        self._tokens, self._seen = left - 1.0, successes
         return True

@@ -57,12 +57,12 @@ def is_inside(owner: object, ways: Collection[CodeType]) -> bool:
     """Whether a call of `owner` that left no mark is running further up, across awaits.
 
     Marking the context costs more than the rest of a call, so the plainest calls leave their mark
-    in a local variable, `running`, of the functions `ways`. Looked up only when some call is in
+    in a local variable, `_running`, of the functions `ways`. Looked up only when some call is in
     progress at all.
     """
     frame = sys._getframe(1)  # noqa: SLF001 - documented; there is no other way up
     while frame is not None:
-        if frame.f_code in ways and frame.f_locals.get("running") is owner:
+        if frame.f_code in ways and frame.f_locals.get("_running") is owner:
             return True
         frame = frame.f_back  # type: ignore[assignment]
     return False

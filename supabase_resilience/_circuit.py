@@ -207,8 +207,12 @@ class Circuit:
             self.failures += 1
             return self.failures >= self.settings.failure_threshold
         is_enough = self.window.add_failure(now)
-        self.failures = self.window.failures
+        self.failures = self.window.count_failures(now)
         return is_enough
+
+    def current_failures(self, now: float) -> int:
+        """What counts towards opening now; a window forgets while time passes."""
+        return self.failures if self.window is None else self.window.count_failures(now)
 
     def _open(self, cause: Verdict, outcome: Classification, now: float) -> None:
         if self.state == "half_open":

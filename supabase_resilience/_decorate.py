@@ -54,13 +54,19 @@ def _coroutine(breaker: Breaker, fn: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def _timeless(permit: Permit) -> Permit:
+    """A permit of which nobody asks how long it was held: the reader's time counts in it."""
+    permit.started_at = None
+    return permit
+
+
 def _generator(
     breaker: Breaker, fn: Callable[..., Generator[Any, Any, Any]]
 ) -> Callable[..., Generator[Any, Any, Any]]:
     @functools.wraps(fn)
     def generate(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
         source = fn(*args, **kwargs)
-        permit = breaker.acquire()
+        permit = _timeless(breaker.acquire())
         step: Callable[[Any], Any] = source.send
         sent: Any = None
         try:
@@ -90,7 +96,7 @@ def _async_generator(
     @functools.wraps(fn)
     async def generate(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
         source = fn(*args, **kwargs)
-        permit = breaker.acquire()
+        permit = _timeless(breaker.acquire())
         step: Callable[[Any], Any] = source.asend
         sent: Any = None
         try:

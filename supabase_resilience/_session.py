@@ -145,10 +145,11 @@ class Guard:
 
     def checked(self, call: "Call", made: Attempt, *, may_be_applied: bool) -> Attempt:
         """A later attempt; one refused as a duplicate of an earlier insert is a success."""
-        if not may_be_applied or made.meaning.reason != DUPLICATE.reason:
+        is_duplicate = may_be_applied and made.meaning.reason == DUPLICATE.reason
+        if not is_duplicate or made.response is None:
             return made
         options = _as_read(call.options)
-        if not is_repeated_insert(call.method, call.url, options):
+        if not is_repeated_insert(call.method, call.url, options, made.response.content):
             return made
         status, rows = answer_as_applied(options)
         response = httpx.Response(

@@ -45,6 +45,8 @@ Fallback = Callable[[CircuitOpenError], T]
 
 _logger = logging.getLogger("supabase_resilience")
 _DEFAULT_CLASSIFY = classify
+# What most functions return; to ask other types costs more than the rest of a call.
+_PLAIN_TYPES = frozenset({bool, int, float, str, bytes, list, tuple, dict, set})
 _SUCCESS = Classification(verdict="success", answered=True)
 _SLOW = Classification(verdict="failure", reason="slow call", answered=True)
 RELEASED = Classification(verdict="neutral", reason="no verdict")
@@ -182,7 +184,7 @@ class CircuitBreaker:
         self._started = itertools.count()
         self._ends = itertools.count(1)
         self._ended = 0
-        self._plain_calls = 0
+        self._plain_calls: int | None = None
         self._may_be_inside = True
         self._lock = threading.Lock()
         self._telling = threading.Lock()
@@ -216,15 +218,19 @@ class CircuitBreaker:
             return self._execute_with_permit(fn, args, kwargs, fallback)
         if next(self._started) != self._ended and is_inside(self, _PLAIN_WAYS):
             return self._execute_nested(fn, args, kwargs)
-        running: object = self
+        _running: object = self
         try:
             result = fn(*args, **kwargs)
         except BaseException as error:  # noqa: BLE001 - _failed() raises it
-            running = None
+            _running = None
             self._ended = next(self._ends)
             return self._failed(permit, error, fallback)
-        running = None  # noqa: F841 - is_inside() looks at it
-        if result is not None and hasattr(result, "__await__"):
+        _running = None
+        if (
+            result is not None
+            and type(result) not in _PLAIN_TYPES
+            and hasattr(type(result), "__await__")  # _is_awaitable(), without a call
+        ):
             return cast("T", self._finish_plain(cast("Any", result), permit, fallback))
         self._ended = next(self._ends)
         if self._circuit.failures or self._window is not None:
@@ -235,14 +241,14 @@ class CircuitBreaker:
     async def _finish_plain(
         self, awaitable: Awaitable[T], permit: Permit, fallback: Fallback[T] | None
     ) -> T:
-        running: object = self
+        _running: object = self
         try:
             result = await awaitable
         except BaseException as error:  # noqa: BLE001 - _failed() raises it
-            running = None
+            _running = None
             self._ended = next(self._ends)
             return cast("T", await _awaited(self._failed(permit, error, fallback)))
-        running = None  # noqa: F841 - is_inside() looks at it
+        _running = None
         self._ended = next(self._ends)
         if self._circuit.failures or self._window is not None:
             self._succeed(permit)
@@ -274,7 +280,7 @@ class CircuitBreaker:
                 result = fn(*args, **kwargs)
         except BaseException as error:  # noqa: BLE001 - _failed() raises it
             return self._failed(permit, error, fallback)
-        if hasattr(result, "__await__"):
+        if _is_awaitable(result):
             return cast("T", self._finish(cast("Any", result), permit, fallback))
         self.settle(permit, _SUCCESS)
         return result
@@ -341,7 +347,7 @@ class CircuitBreaker:
                 name=self.name,
                 state=circuit.state,
                 seconds_in_state=max(0.0, now - circuit.since),
-                current_failures=circuit.failures,
+                current_failures=circuit.current_failures(now),
                 successes=successes,
                 failures=counts["failure"],
                 neutral=counts["neutral"],
@@ -402,7 +408,7 @@ class CircuitBreaker:
         outer = enclosing_call(self)
         if outer is not None:
             return Permit(-1, -1, is_probe=outer.is_probe, is_nested=True)
-        self._may_be_inside = self._ended < self._plain_calls
+        self._may_be_inside = self._ended < cast("int", self._plain_calls)
         if self._may_be_inside and is_inside(self, _PLAIN_WAYS):
             return Permit(-1, -1, is_nested=True)
         return None
@@ -412,9 +418,11 @@ class CircuitBreaker:
 
         A mark reaches all that a call starts, tasks too; without, only calls and awaits are seen.
         """
-        if not self._is_marking:
-            self._is_marking = True
-            self._plain_calls = next(self._started)
+        if self._plain_calls is None:
+            with self.locked():
+                if self._plain_calls is None:
+                    self._is_marking = True
+                    self._plain_calls = next(self._started)
 
     def settle(self, permit: Permit, outcome: Classification) -> None:
         """Give a permit back with the outcome of its call."""
@@ -551,7 +559,12 @@ async def _refuse_later(refusal: CircuitOpenError, fallback: Fallback[Any] | Non
 
 
 async def _awaited(value: Any) -> Any:
-    return await value if hasattr(value, "__await__") else value
+    return await value if _is_awaitable(value) else value
+
+
+def _is_awaitable(value: object) -> bool:
+    """Asked of the type, as `await` does: a proxy may claim any attribute for its own."""
+    return hasattr(type(value), "__await__")
 
 
 # The functions whose calls leave their mark in a local variable.

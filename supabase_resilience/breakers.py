@@ -5,6 +5,7 @@ is down: refusing all queries for it would be an outage of our own making. Conne
 say the reverse. So each failure goes to the circuit of its scope.
 """
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
@@ -21,6 +22,8 @@ from supabase_resilience.failures import Classification, Outcome
 from supabase_resilience.trip import FailureRate
 
 __all__ = ["BreakerOptions", "BreakersStats", "CircuitBreakers"]
+
+_logger = logging.getLogger("supabase_resilience")
 
 
 class BreakerOptions(TypedDict, total=False):
@@ -57,16 +60,16 @@ class CircuitBreakers:
     """One breaker for the project, one per table or function for what concerns that one alone.
 
     For `protect(breaker=…)`, which makes one by default. `key(target)` names the circuit of a
-    request, see `by_table`. A circuit of a single key is made at the key's first failure; at most
-    `limit` of them exist, and the one not used for longest goes first. All other options are
-    those of `CircuitBreaker`; the retry budget is the project's.
+    request, see `by_table`; None: it has none but the project's. A circuit of a single key is made
+    at the key's first failure; at most `limit` of them exist, and the one not used for longest goes
+    first. All other options are those of `CircuitBreaker`; the retry budget is the project's.
 
     Raises `ValueError` or `TypeError`, naming the argument, for one that makes no sense.
     """
 
     def __init__(
         self,
-        key: Callable[[Target], Hashable] = by_table,
+        key: Callable[[Target], Hashable | None] = by_table,
         *,
         limit: int = 256,
         **options: Unpack[BreakerOptions],
@@ -118,7 +121,7 @@ class CircuitBreakers:
 
         Raises `CircuitOpenError`, and gives `permit` back, when that circuit is open.
         """
-        key = self.key(target)
+        key = self._key_of(target)
         with self.project.locked():
             breaker = self.by_key.get(key)
             if breaker is None:
@@ -130,14 +133,28 @@ class CircuitBreakers:
             self.project.release(permit)
             raise
 
-    def blame(self, target: Target, outcome: Classification) -> None:
-        """Count a failure of one table or function alone."""
-        breaker = self._of(self.key(target))
+    def blame(self, target: Target, outcome: Classification) -> bool:
+        """Count a failure of one table or function alone; whether its circuit is still closed."""
+        key = self._key_of(target)
+        if key is None:
+            return True
+        breaker = self._of(key)
         try:
             permit = breaker.acquire()
         except CircuitOpenError:  # another call has opened it meanwhile
-            return
+            return False
         breaker.settle(permit, replace(outcome, scope="project"))
+        return _lets_pass(breaker)
+
+    def _key_of(self, target: Target) -> Hashable | None:
+        """The user's key; when it fails, the call must not fail with it."""
+        try:
+            key = self.key(target)
+            hash(key)
+        except Exception:
+            _logger.exception("key failed; the call has no circuit but the project's")
+            return None
+        return key
 
     def _of(self, key: Hashable) -> CircuitBreaker:
         with self.project.locked():
@@ -164,11 +181,19 @@ class KeyedPermit:
         self._permit = permit
         self.is_probe = project.is_probe or permit.is_probe
 
-    def settle_key(self, outcome: Classification) -> None:
-        """Give the key's permit back: only success, and failures of this query, are about it."""
+    def settle_key(self, outcome: Classification) -> bool:
+        """Give the key's permit back; whether its circuit is still closed.
+
+        Only success, and failures of this query, are about the key.
+        """
         if outcome.verdict in {"success", "neutral"}:
             self._breaker.settle(self._permit, outcome)
         elif outcome.scope == "query":
             self._breaker.settle(self._permit, replace(outcome, scope="project"))
         else:
             self._breaker.release(self._permit)
+        return _lets_pass(self._breaker)
+
+
+def _lets_pass(breaker: CircuitBreaker) -> bool:
+    return breaker.get_state() in {"closed", "disabled"}

@@ -127,7 +127,7 @@ class Schedule:
 
     def _wait(self, state: RetryCallState) -> float:
         """Full jitter on top of what the server asked for, so that a herd spreads after it too."""
-        asked = _attempt_of(state).meaning.retry_after or 0.0
+        asked = max(0.0, _attempt_of(state).meaning.retry_after or 0.0)
         return asked + self._jittered(state)
 
     def _is_over(self, state: RetryCallState) -> bool:

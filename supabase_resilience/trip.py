@@ -30,6 +30,7 @@ class FailureRate:
       calls instead, however long ago they were.
     - `minimum_calls`: with fewer calls in the window nothing opens; at most `calls`.
     - `slow_after`: a call that took more than so many seconds counts as a failure (None: never).
+      Generators are never slow: how long they take is up to their reader.
 
     Raises `ValueError` or `TypeError`, naming the argument, for one that makes no sense.
     """
@@ -58,15 +59,15 @@ class FailureRate:
     def is_reached(self, failures: int, successes: int) -> bool:
         """Whether so many of each are enough to open."""
         calls = failures + successes
-        return calls >= self.minimum_calls and failures >= self.threshold * calls
+        # Divided, not multiplied: 55 of 100 is 0.55, but 0.55 * 100 is more than 55.
+        return calls >= self.minimum_calls and failures / calls >= self.threshold
 
 
 class Window(Protocol):
     """The calls that count now. All but `add_success_unlocked()` want external locking."""
 
-    @property
-    def failures(self) -> int:
-        """Failures that count now, as of the last one."""
+    def count_failures(self, now: float) -> int:
+        """How many failures count now."""
         ...
 
     def add_success_unlocked(self, now: float) -> bool:
@@ -106,8 +107,8 @@ class _TimeWindow:
         # bucket may be missed; a share is no worse for that.
         self._successes = itertools.count()
 
-    @property
-    def failures(self) -> int:
+    def count_failures(self, now: float) -> int:
+        self._turn(now)
         return self._failures_before + self._failures
 
     def add_success_unlocked(self, now: float) -> bool:
@@ -123,8 +124,9 @@ class _TimeWindow:
     def add_failure(self, now: float) -> bool:
         self._turn(now)
         self._failures += 1
-        successes = self._peek()
-        return self._rule.is_reached(self.failures, self._successes_before + successes)
+        return self._rule.is_reached(
+            self._failures_before + self._failures, self._successes_before + self._peek()
+        )
 
     def _peek(self) -> int:
         """How many successes the current bucket has; a counter can only be read by counting."""
@@ -152,11 +154,14 @@ class _CallWindow:
     def __init__(self, rule: FailureRate, calls: int) -> None:
         self._rule = rule
         self._failed: deque[bool] = deque(maxlen=calls)
-        self.failures = 0
+        self._failures = 0
 
     def clear(self, now: float) -> None:  # noqa: ARG002 - the clock is the other window's
         self._failed.clear()
-        self.failures = 0
+        self._failures = 0
+
+    def count_failures(self, now: float) -> int:  # noqa: ARG002
+        return self._failures
 
     def add_success_unlocked(self, now: float) -> bool:  # noqa: ARG002
         return False
@@ -166,10 +171,10 @@ class _CallWindow:
 
     def add_failure(self, now: float) -> bool:  # noqa: ARG002
         self._add(failed=True)
-        return self._rule.is_reached(self.failures, len(self._failed) - self.failures)
+        return self._rule.is_reached(self._failures, len(self._failed) - self._failures)
 
     def _add(self, *, failed: bool) -> None:
         if len(self._failed) == self._failed.maxlen:
-            self.failures -= self._failed[0]
+            self._failures -= self._failed[0]
         self._failed.append(failed)
-        self.failures += failed
+        self._failures += failed

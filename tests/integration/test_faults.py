@@ -8,6 +8,7 @@ database has done, and what the breaker thinks of it.
 import select
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -28,15 +29,20 @@ from supabase_resilience import (
     protect,
 )
 from supabase_resilience.local import LocalSupabase
+from supabase_resilience.testing import FakeClock
 
 SCHEMA = """
 create table profiles (id int primary key, name text);
 create table visits (id bigint generated always as identity primary key, note text);
 create table orders (id int primary key, total int);
+create table members (id int primary key, email text unique);
+insert into members values (1, 'ada@example.test');
 create view slow_orders as select id, total from orders, pg_sleep(60);
 
 create function nap(seconds float) returns int language sql as
   'select 1 from pg_sleep(seconds)';
+create function wait_for_lock() returns int language sql as
+  'select 1 from pg_advisory_xact_lock_shared(42)';
 create function add_visit(remark text, seconds float) returns int language plpgsql as $$
 begin
   insert into visits (note) values (remark);
@@ -50,7 +56,7 @@ insert into orders values (1, 10);
 insert into profiles values (1, 'Ada');
 """
 AT_ONCE = RetryConfig(wait_initial=0.0)
-SOON = RetryConfig(wait_initial=0.0, attempt_timeout=0.2, total_timeout=20.0)
+SOON = RetryConfig(wait_initial=0.0, attempt_timeout=0.3, total_timeout=20.0)
 PATIENCE = 20.0  # seconds; far more than any of it takes, so that only a hang ends here
 
 
@@ -86,10 +92,10 @@ def rows(local: LocalSupabase, sql: str, *values: Any) -> list[Any]:
 
 def until(condition: Callable[[], Any]) -> Any:
     """Ask again and again; each time takes as long as asking does."""
-    for _ in range(100_000):
-        if answer := condition():
-            return answer
-    pytest.fail("it never happened")
+    give_up_at = time.monotonic() + PATIENCE
+    while not (answer := condition()):
+        assert time.monotonic() < give_up_at, "it never happened"
+    return answer
 
 
 # --- what a gateway answers ---------------------------------------------------------------------
@@ -181,41 +187,80 @@ def test_how_often_an_answer_is_asked_for(world, local, name: str) -> None:
 
 # --- connections that break ---------------------------------------------------------------------
 
-KINDS: dict[str, Callable[[Any], Any]] = {
-    "read": lambda client: client.table("visits").select("note"),
-    "count": lambda client: client.table("visits").select("note", count="exact", head=True),
-    "insert": lambda client: client.table("visits").insert({"note": "x"}),
-    "update": lambda client: client.table("orders").update({"total": 11}).eq("id", 1),
-    "swap": lambda client: client.table("orders").update({"total": 11}).eq("total", 10),
-    "upsert": lambda client: client.table("orders").upsert({"id": 1, "total": 11}),
-    "upsert, key made there": lambda client: client.table("visits").upsert({"note": "x"}),
-    "rpc": lambda client: client.rpc("add_visit", {"remark": "x", "seconds": 0}),
-    "rpc get": lambda client: client.rpc("nap", {"seconds": 0}, get=True),
+# A request; whether doing it twice is doing it once; and what it does.
+KINDS: dict[str, tuple[Callable[[Any], Any], bool, str]] = {
+    "read": (lambda client: client.table("visits").select("note"), True, "reads"),
+    "count": (
+        lambda client: client.table("visits").select("note", count="exact", head=True),
+        True,
+        "reads",
+    ),
+    "rpc get": (lambda client: client.rpc("nap", {"seconds": 0}, get=True), True, "reads"),
+    "rpc": (
+        lambda client: client.rpc("add_visit", {"remark": "x", "seconds": 0}),
+        False,
+        "adds",
+    ),
+    "insert": (lambda client: client.table("visits").insert({"note": "x"}), False, "adds"),
+    "insert many": (lambda client: client.table("visits").insert([{"note": "x"}]), False, "adds"),
+    "upsert": (
+        lambda client: client.table("orders").upsert({"id": 1, "total": 11}, on_conflict="id"),
+        True,
+        "sets",
+    ),
+    "upsert, key made there": (
+        lambda client: client.table("visits").upsert({"note": "x"}),
+        False,
+        "adds",
+    ),
+    "update": (
+        lambda client: client.table("orders").update({"total": 11}).eq("id", 1),
+        True,
+        "sets",
+    ),
+    "delete": (
+        lambda client: client.table("orders").delete(returning="minimal").eq("id", 7),
+        True,
+        "deletes",
+    ),
+    # Sent twice, it would tell that there was nothing to delete.
+    "delete that tells the rows": (
+        lambda client: client.table("orders").delete().eq("id", 7),
+        False,
+        "deletes",
+    ),
+    "compare and swap": (
+        lambda client: client.table("orders").update({"total": 11}).eq("id", 1).eq("total", 10),
+        False,
+        "sets",
+    ),
 }
-SAFE = {"read", "count", "rpc get", "update", "upsert"}
+LOSSES = [
+    (kind, drop)
+    for kind in KINDS
+    for drop in ("before", "after", "body")
+    if (kind, drop) != ("count", "body")  # it has none
+]
 
 
-@pytest.mark.parametrize("drop", ["before", "after", "body"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "drop"), LOSSES)
 def test_lost_connection(world, local, kind: str, drop: Any) -> None:
     """What can be done twice is repeated and succeeds; all else is done at most once, and told."""
-    client = world.client(local, breaker=patient(), retry=AT_ONCE)
+    build, is_safe, effect = KINDS[kind]
     with local.postgres.connect() as connection:
-        connection.execute("truncate visits; update orders set total = 10")
-    fault = local.faults.add(match="/rest/v1", drop=drop)
+        connection.execute("truncate visits, orders; insert into orders values (1, 10), (7, 70)")
+    client = world.client(local, breaker=patient(), retry=AT_ONCE)
+    local.faults.add(match="/rest/v1", drop=drop)
     before = local.requests(match="/rest/v1")
-    end = outcome(world, KINDS[kind](client))
-    sent = local.requests(match="/rest/v1") - before
-    assert 1 == fault.count
-    if kind == "count" and drop == "body":  # HEAD has none
-        assert sent in {1, 2}
-    else:
-        assert (2 if kind in SAFE else 1) == sent
-    assert (kind in SAFE) == (end is not httpx.RemoteProtocolError)
-    assert [(10,)] == rows(local, "select total from orders") or drop != "before" or kind in SAFE
-    applied = len(rows(local, "select * from visits"))
-    writes = kind in {"insert", "rpc", "upsert, key made there"}
-    assert (1 if writes and drop != "before" else 0) == applied
+    end = outcome(world, build(client))
+    assert (2 if is_safe else 1) == local.requests(match="/rest/v1") - before
+    assert is_safe == (end is not httpx.RemoteProtocolError)
+    is_applied = is_safe or drop != "before"
+    [[total]] = rows(local, "select total from orders where id = 1")
+    assert (11 if effect == "sets" and is_applied else 10) == total
+    assert int(effect == "adds" and is_applied) == len(rows(local, "select * from visits"))
+    is_deleted = effect == "deletes" and is_applied
+    assert is_deleted == (not rows(local, "select * from orders where id = 7"))
 
 
 @pytest.mark.parametrize("kind", ["insert", "rpc"])
@@ -237,6 +282,16 @@ def test_lost_connection_within_idempotent(world, local, kind: str, drop: Any) -
     )
 
 
+@pytest.mark.parametrize("drop", ["before", "after"])
+def test_duplicate_of_another_row_within_idempotent(world, local, drop: Any) -> None:
+    """A duplicate that is not an earlier try of ours is told: that row was never inserted."""
+    client = world.client(local, breaker=patient(), retry=AT_ONCE)
+    local.faults.add(match="/members", drop=drop)
+    with idempotent(), pytest.raises(APIError, match="members_email_key"):
+        world.run(client.table("members").insert({"id": 2, "email": "ada@example.test"}))
+    assert [(1,)] == rows(local, "select id from members")
+
+
 # --- a network in between -----------------------------------------------------------------------
 
 
@@ -249,12 +304,11 @@ class Network:
         self._wires: list[tuple[socket.socket, socket.socket]] = []
         self._silent: set[socket.socket] = set()
         self._limit: int | None = None
-        self._pace = 0.0
+        self.connections = 0
         self._waker, self._wake = socket.socketpair()
         self._is_over = False
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
-        self.connections = 0
 
     @property
     def url(self) -> str:
@@ -291,7 +345,7 @@ class Network:
             for ready in select.select(watched, [], [])[0]:
                 if ready is self._listening:
                     self._connect()
-                elif ready in ends:
+                elif ready in ends and ready not in self._silent:
                     self._carry(ready, ends[ready])
 
     def _connect(self) -> None:
@@ -360,13 +414,14 @@ def test_silence_amid_the_headers(world, far, network) -> None:
 
 
 def test_silence_amid_the_body(world, local, far, network) -> None:
-    """An insert whose answer stops midway was applied; it is told, and not sent again."""
+    """An insert whose answer stops midway was applied; that is told, and it is not sent again."""
     rows(local, "delete from visits returning id")
     client = world.client(far, breaker=patient(), retry=SOON)
-    fault = local.faults.add(match="/visits", drop="body")
-    end = outcome(world, client.table("visits").insert({"note": "x" * 1000}))
-    assert end in {httpx.ReadTimeout, httpx.RemoteProtocolError}
-    assert 1 == fault.count
+    before = local.requests(match="/visits")
+    network.break_answers(after=1000)
+    end = outcome(world, client.table("visits").insert({"note": "x" * 2000}))
+    assert httpx.ReadTimeout is end
+    assert 1 == local.requests(match="/visits") - before
     assert 1 == len(rows(local, "select * from visits"))
 
 
@@ -480,14 +535,39 @@ def test_database_killed_amid_a_write(world, local) -> None:
     assert [] == rows(local, "select * from visits where note = 'crash'")
 
 
-def test_session_terminated_amid_a_read(world, local) -> None:
-    """A read whose database session an administrator ends is repeated on the next one."""
+def test_rest_killed_amid_a_write(world, local) -> None:
+    """When PostgREST dies with a write in its hands, it is not sent again, nor committed."""
     client = world.client(local, breaker=patient(), retry=AT_ONCE)
-    before = local.requests(match="/rpc/nap")
-    killer = meanwhile(local, "nap", partial(terminate, local))
-    assert 1 == world.run(client.rpc("nap", {"seconds": 0.5}, get=True)).data
+    killer = meanwhile(local, "add_visit", lambda _: local.rest.kill())
+    before = local.requests(match="/add_visit")
+    with pytest.raises(APIError) as told:
+        world.run(client.rpc("add_visit", {"remark": "orphan", "seconds": 60}))
     killer.join()
-    assert 2 == local.requests(match="/rpc/nap") - before
+    local.rest.start()
+    assert classify(told.value).is_outage
+    assert 1 == local.requests(match="/add_visit") - before
+    for (pid,) in at_work(local, "add_visit"):  # it does not know yet that nobody listens
+        terminate(local, pid)
+    until(lambda: not at_work(local, "add_visit"))
+    assert [] == rows(local, "select * from visits where note = 'orphan'")
+
+
+@pytest.mark.parametrize("by", ["GET", "POST"])
+def test_session_terminated(world, local, by: str) -> None:
+    """A query whose database session an administrator ends is repeated: 57P01 rolls back."""
+    client = world.client(local, breaker=patient(), retry=AT_ONCE)
+    before = local.requests(match="/wait_for_lock")
+    with local.postgres.connect() as holder:
+        holder.execute("select pg_advisory_lock(42)")
+
+        def end_it(pid: int) -> None:
+            terminate(local, pid)
+            holder.execute("select pg_advisory_unlock(42)")
+
+        killer = meanwhile(local, "wait_for_lock", end_it)
+        assert 1 == world.run(client.rpc("wait_for_lock", get=by == "GET")).data
+        killer.join()
+    assert 2 == local.requests(match="/wait_for_lock") - before
     assert (1, 1) == (client.breaker.get_stats().failures, client.breaker.get_stats().successes)
 
 
@@ -508,7 +588,7 @@ def test_statement_timeout_on_one_table(world, local) -> None:
         world.run(slow)
     assert before == local.requests(match="/slow_orders")
     assert [{"id": 1, "name": "Ada"}] == read(world, user).data
-    assert [{"id": 1, "total": 10}] == world.run(user.table("orders").select("*")).data
+    assert world.run(user.table("orders").select("id")).data
     assert "closed" == breakers.get_stats().project.state
 
 
@@ -523,6 +603,38 @@ def test_statement_timeout_of_one_function(world, local) -> None:
         world.run(client.rpc("slow_report"))
     assert 1 == world.run(client.rpc("nap", {"seconds": 0})).data
     assert read(world, client).data
+
+
+def test_function_that_recovers(world, local) -> None:
+    """After its own open time the function's probe closes its circuit again."""
+    clock = FakeClock()
+    breakers = CircuitBreakers(failure_threshold=1, jitter=0.0, clock=clock, on_event=id)
+    client = world.client(local, breaker=breakers, retry=None)
+    report = partial(outcome, world, client.rpc("slow_report"))
+    assert APIError is report()
+    for _ in range(2):
+        clock.advance(30.0)
+        assert [APIError, CircuitOpenError] == [report(), report()]
+    change = "create or replace function slow_report() returns int language sql {} as '{}'"
+    with local.postgres.connect() as owner:
+        owner.execute(change.format("", "select 7"))
+        clock.advance(30.0)
+        assert [7, 7] == [report(), report()]
+        slowly = "set statement_timeout = '50ms'"
+        owner.execute(change.format(slowly, "select 1 from pg_sleep(60)"))
+
+
+def test_probe_of_a_function_that_meets_an_outage(world, local) -> None:
+    """A function's probe that meets a failure of the project gives its permit to the next one."""
+    clock = FakeClock()
+    breakers = CircuitBreakers(failure_threshold=2, jitter=0.0, clock=clock, on_event=id)
+    client = world.client(local, breaker=breakers, retry=None)
+    report = partial(outcome, world, client.rpc("slow_report"))
+    assert [APIError, APIError, CircuitOpenError] == [report() for _ in range(3)]
+    clock.advance(30.0)
+    fault = local.faults.add(match="/slow_report", status=503)
+    assert [APIError, APIError, CircuitOpenError] == [report() for _ in range(3)]
+    assert (1, 1) == (fault.count, breakers.get_stats().project.failures)
 
 
 def test_statement_timeouts_say_nothing_to_a_lone_breaker(world, local) -> None:
