@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check bench-protect format clean
+.PHONY: demo test check bench-protect bench-breaker bench-outage format clean
 
 demo: .venv/ready
 	$(BIN)/python examples/demo.py
@@ -21,6 +21,16 @@ check: .venv/ready
 
 bench-protect: .venv/ready
 	$(BIN)/python tests/benchmarks/protect.py
+
+# The peers go into an environment of their own, which is thrown away afterwards.
+bench-breaker:
+	@set -e; dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; \
+	$(PYTHON) -m venv "$$dir/venv"; \
+	"$$dir/venv/bin/python" -m pip install --quiet --disable-pip-version-check . -r tests/benchmarks/peers.txt; \
+	"$$dir/venv/bin/python" tests/benchmarks/breakers.py
+
+bench-outage: .venv/ready
+	$(BIN)/python tests/benchmarks/outage.py
 
 format: .venv/ready
 	$(BIN)/ruff format .

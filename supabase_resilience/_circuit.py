@@ -108,7 +108,7 @@ class Circuit:
         self.window = settings.trip.start(now) if settings.trip else None
         self._slow_after = settings.trip.slow_after if settings.trip else None
         self._generation = 0
-        self._losses = 0
+        self.losses = 0
         self.permit = self._shared_permit()
         """What every call takes while closed; None sends it to `admit()`."""
         self.failures = 0
@@ -129,7 +129,7 @@ class Circuit:
             self._move("half_open", now)
             self.untold.append(CircuitHalfOpened(breaker=self.settings.name))
         if self.state in {"closed", "disabled"}:
-            return Permit(self._generation, self._losses, started_at=now), None
+            return Permit(self._generation, self.losses, started_at=now), None
         if self.state == "half_open":
             return self._admit_probe(now)
         return self._refuse(self.open_until - now if self.state == "open" else None)
@@ -139,14 +139,14 @@ class Circuit:
             del self._probes[permit]  # it hangs, and would keep the circuit half-open for ever
         if len(self._probes) >= self.settings.half_open_permits:
             return self._refuse(min(self._probes.values()) - now)
-        permit = Permit(self._generation, self._losses, is_probe=True, started_at=now)
+        permit = Permit(self._generation, self.losses, is_probe=True, started_at=now)
         self._probes[permit] = now + (self.settings.probe_timeout or self.settings.reset_timeout)
         return permit, None
 
     def _shared_permit(self) -> Permit | None:
         if self._slow_after is not None:
             return None
-        return Permit(self._generation, self._losses)
+        return Permit(self._generation, self.losses)
 
     def _refuse(self, retry_after: float | None) -> tuple[None, float | None]:
         self.counts["refused"] += 1
@@ -185,7 +185,7 @@ class Circuit:
         if outcome.scope == "query":
             return "neutral"
         # One HTTP/2 GOAWAY or one restarted proxy breaks every call on the wire: one failure.
-        is_echo = outcome.connection_lost and permit.losses < self._losses
+        is_echo = outcome.connection_lost and permit.losses < self.losses
         return "neutral" if is_echo else outcome.verdict
 
     def _is_current(self, permit: Permit) -> bool:
@@ -196,7 +196,7 @@ class Circuit:
     def _fail(self, verdict: Verdict, outcome: Classification, now: float) -> None:
         is_enough = self._add_failure(now)
         if outcome.connection_lost:
-            self._losses += 1
+            self.losses += 1
             if self.state == "closed":
                 self.permit = self._shared_permit()
         if is_enough or verdict != "failure" or self.state == "half_open":

@@ -87,10 +87,12 @@ def by_table(target: Target) -> str:
 def is_repeatable(method: str, url: Any, options: Mapping[str, Any]) -> bool:
     """Whether a request may be sent again although it may have been applied already.
 
-    Reads, upserts with their conflict key, updates and deletes by filter; all else only within
-    `idempotent()`. An update that filters on what it changes (a compare-and-swap on a version, on
-    `xmin`) is not: the second try would find nothing and look like a lost race. Nor is an upsert
-    that ignores duplicates and answers which rows were new: the second try finds none.
+    It may when twice does what once does, and the second answer is as good as the first: reads,
+    upserts with their conflict key, updates by filter, deletes that tell no rows; all else only
+    within `idempotent()`. What would find nothing the second time, and so look as if it had done
+    nothing, is left to the caller: an update that filters on what it changes (a compare-and-swap
+    on a version, on `xmin`), a delete that tells the rows it deleted, an upsert that ignores
+    duplicates and tells which rows were new.
     """
     if is_within_idempotent():
         return True
@@ -99,8 +101,9 @@ def is_repeatable(method: str, url: Any, options: Mapping[str, Any]) -> bool:
     if kind == "update":
         return not _filters_on_its_changes(url, options)
     if kind == "upsert":
-        return _has_conflict_key(url, options) and not _tells_new_rows(headers)
-    return kind in {"read", "delete"}
+        is_told = "resolution=ignore-duplicates" in _prefer(headers) and _tells_rows(headers)
+        return _has_conflict_key(url, options) and not is_told
+    return kind == "read" or (kind == "delete" and not _tells_rows(headers))
 
 
 def _kind_of(method: str, url: Any, headers: Mapping[str, str]) -> Kind:
@@ -142,9 +145,13 @@ def _conflict_columns(url: Any, options: Mapping[str, Any]) -> list[str]:
     return str(_params(url, options).get("on_conflict") or "id").split(",")
 
 
-def _tells_new_rows(headers: Mapping[str, str]) -> bool:
-    prefer = headers.get("prefer", "")
-    return "resolution=ignore-duplicates" in prefer and "return=minimal" not in prefer
+def _tells_rows(headers: Mapping[str, str]) -> bool:
+    """Whether the answer shows the rows that were touched, as supabase-py asks for by default."""
+    return "return=representation" in _prefer(headers)
+
+
+def _prefer(headers: Mapping[str, str]) -> str:
+    return headers.get("prefer", "")
 
 
 def _params(url: Any, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,6 +190,8 @@ def _is_about_the_key(rows: list[Mapping[str, Any]], duplicate: str | bytes) -> 
     try:
         said = json.loads(duplicate)
     except ValueError:
+        return False
+    if not isinstance(said, dict):
         return False
     key = "Key (id)=" in str(said.get("details"))
     return key or '_pkey"' in str(said.get("message"))

@@ -173,6 +173,7 @@ class CircuitBreaker:
         self._budget = RetryBudget(retry_budget)
         self._retries = 0
         self._retries_refused = 0
+        self._paid_losses = 0
         self._successes_read = 0
         # One step of `next()` on a count is atomic, unlike `+= 1`: with the GIL, and without it,
         # too (since CPython 3.13, gh-117657).
@@ -447,10 +448,17 @@ class CircuitBreaker:
         """Give a permit back without a verdict: the call was canceled, or never made."""
         self.settle(permit, RELEASED)
 
-    def may_retry(self) -> bool:
-        """Pay for one retry; False when the budget is spent, and the error should be raised."""
+    def may_retry(self, *, connection_lost: bool = False) -> bool:
+        """Pay for one retry; False when the budget is spent, and the error should be raised.
+
+        Calls that lost their connection in the same burst share one payment, as they count as one
+        failure.
+        """
         with self.locked():
-            may = self._budget.spend(self._count_successes())
+            is_paid = connection_lost and self._circuit.losses == self._paid_losses
+            may = is_paid or self._budget.spend(self._count_successes())
+            if may and connection_lost:
+                self._paid_losses = self._circuit.losses
             self._retries += may
             self._retries_refused += not may
             return may
@@ -537,7 +545,7 @@ class Guard:
 def _never_raising(
     classify: Callable[[Outcome], Classification],
 ) -> Callable[[Outcome], Classification]:
-    """A user's `classify`; when it fails, the call's own error still counts, and comes through."""
+    """A user's `classify`; where it fails, the built-in one answers in its place."""
 
     def classified(outcome: Outcome) -> Classification:
         try:
@@ -545,8 +553,8 @@ def _never_raising(
             if not isinstance(meaning, Classification):
                 raise TypeError(f"classify must return a Classification, got {meaning!r}")  # noqa: TRY301
         except Exception:
-            _logger.exception("classify failed; the call counts as a failure")
-            return Classification(verdict="failure", reason="classify failed")
+            _logger.exception("classify failed; the built-in one is asked instead")
+            return _DEFAULT_CLASSIFY(outcome)
         return meaning
 
     return classified

@@ -134,7 +134,8 @@ class Schedule:
         starts_at = _clock.monotonic() + state.upcoming_sleep
         if state.attempt_number >= self._config.attempts or starts_at >= self._ends_at:
             return True
-        return not self._breaker.may_retry()
+        lost = _attempt_of(state).meaning.connection_lost
+        return not self._breaker.may_retry(connection_lost=lost)
 
     def _tell(self, state: RetryCallState) -> None:
         self._breaker.retrying(

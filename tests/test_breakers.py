@@ -342,7 +342,7 @@ def test_names(make: Make) -> None:
     """A refusal names the table's circuit: the project's name and the key."""
     breakers = make(failure_threshold=1, name="db")
     call(breakers, "orders", SLOW)
-    with pytest.raises(CircuitOpenError, match="'db:public.orders' refused the call") as refusal:
+    with pytest.raises(CircuitOpenError, match=r"'db:public\.orders' refused the call") as refusal:
         call(breakers, "orders", SUCCESS)
     assert ("db:public.orders", 30.0) == (refusal.value.breaker, refusal.value.retry_after)
 
@@ -380,7 +380,7 @@ def test_options_are_checked_at_once() -> None:
         CircuitBreakers(failure_threshold=0)
     with pytest.raises(ValueError, match="limit must be >= 1, got 0"):
         CircuitBreakers(limit=0)
-    with pytest.raises(TypeError, match="key must be callable, got 'public.a'"):
+    with pytest.raises(TypeError, match=r"key must be callable, got 'public\.a'"):
         CircuitBreakers("public.a")  # type: ignore[arg-type]
 
 

@@ -148,3 +148,17 @@ def test_successes_read_while_counting(make: Make) -> None:
         succeed(breaker, 1)
         breaker.may_retry()
         assert count == breaker.get_stats().successes
+
+
+def test_one_burst_costs_one_retry() -> None:
+    """Calls that a single GOAWAY broke are all tried again, for the price of one."""
+    breaker = CircuitBreaker(failure_threshold=99)
+    lost = Classification(verdict="failure", connection_lost=True)
+    in_flight = [breaker.acquire() for _ in range(50)]
+    for permit in in_flight:
+        breaker.settle(permit, lost)
+        assert breaker.may_retry(connection_lost=True)
+    assert 9.0 == breaker.get_stats().budget_left
+    breaker.settle(breaker.acquire(), lost)
+    assert breaker.may_retry(connection_lost=True)
+    assert 8.0 == breaker.get_stats().budget_left

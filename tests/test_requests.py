@@ -168,7 +168,7 @@ def test_upsert(body: Any, prefer: str, params: dict[str, str], *, expected: boo
     ],
 )
 def test_other_kinds(method: str, path: str, *, expected: bool) -> None:
-    """Reads and deletes may be repeated; plain inserts and rpc posts may not."""
+    """Reads and silent deletes may be repeated; plain inserts and rpc posts may not."""
     assert expected == repeatable(method, path, body={"id": 1})
     with idempotent():
         assert repeatable(method, path, body={"id": 1})
@@ -183,6 +183,12 @@ def test_put() -> None:
 def test_rpc_that_looks_like_an_upsert() -> None:
     """A function stays a function, whatever its headers say."""
     assert not repeatable("POST", "rpc/f", body={"id": 1}, prefer=MERGE)
+
+
+def test_delete_that_tells_the_rows() -> None:
+    """Repeated, it would tell that there was nothing to delete."""
+    assert not repeatable("DELETE", prefer="return=representation", id="eq.1")
+    assert repeatable("DELETE", prefer="return=minimal", id="eq.1")
 
 
 @pytest.mark.parametrize("headers", [None, {}])
@@ -206,16 +212,29 @@ def test_body_by_hand() -> None:
 # --- a duplicate of our own ---------------------------------------------------------------------
 
 
+TAKEN_ID = b'{"code": "23505", "details": "Key (id)=(1) already exists.", "message": "x"}'
+TAKEN_PKEY = b'{"message": "duplicate key value violates unique constraint \\"t_pkey\\""}'
+TAKEN_EMAIL = b'{"code": "23505", "details": "Key (email)=(a) already exists."}'
+
+
 def test_repeated_insert() -> None:
     """Only a plain insert within idempotent() can be its own duplicate."""
     insert, upsert = options({"id": 1}), options({"id": 1}, MERGE)
-    assert not is_repeated_insert("POST", URL + "t", insert)
+    assert not is_repeated_insert("POST", URL + "t", insert, TAKEN_ID)
     with idempotent():
-        assert is_repeated_insert("POST", URL + "t", insert)
-        assert is_repeated_insert("POST", URL + "t", {"headers": None})
-        assert not is_repeated_insert("POST", URL + "t", upsert)
-        assert not is_repeated_insert("PATCH", URL + "t", insert)
-        assert not is_repeated_insert("POST", URL + "rpc/f", insert)
+        assert is_repeated_insert("POST", URL + "t", insert, TAKEN_ID)
+        assert is_repeated_insert("POST", URL + "t", insert, TAKEN_PKEY)
+        assert is_repeated_insert("POST", URL + "t", {"headers": None}, TAKEN_ID)
+        assert not is_repeated_insert("POST", URL + "t", upsert, TAKEN_ID)
+        assert not is_repeated_insert("PATCH", URL + "t", insert, TAKEN_ID)
+        assert not is_repeated_insert("POST", URL + "rpc/f", insert, TAKEN_ID)
+
+
+@pytest.mark.parametrize("told", [TAKEN_EMAIL, b"", b"[]", b"no json"])
+def test_insert_refused_for_another_value(told: bytes) -> None:
+    """A row with an id is known by it: when something else is taken, it was never inserted."""
+    with idempotent():
+        assert not is_repeated_insert("POST", URL + "t", options({"id": 1, "email": "a"}), told)
 
 
 @pytest.mark.parametrize(
@@ -250,9 +269,7 @@ def test_idempotent_is_for_its_block() -> None:
     """The promise begins and ends with the block, also when the block raises."""
     assert not is_within_idempotent()
     with pytest.raises(KeyError), idempotent() as block:
-        assert isinstance(block, idempotent)
-        assert is_within_idempotent()
-        raise KeyError
+        raise KeyError(is_within_idempotent(), block)
     assert not is_within_idempotent()
 
 

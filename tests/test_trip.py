@@ -299,7 +299,7 @@ RULES = {
 
 
 def add(window: Window, outcome: str, now: float) -> bool:
-    """Count a call as a breaker does; is the threshold reached?"""
+    """Count a call as a breaker does, and say whether the threshold is reached."""
     if outcome == "failure":
         return window.add_failure(now)
     if not window.add_success_unlocked(now):

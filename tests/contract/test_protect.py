@@ -20,7 +20,7 @@ import pytest
 import respx
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from postgrest import APIError, AsyncPostgrestClient, SyncPostgrestClient
+from postgrest import APIError, AsyncPostgrestClient, ReturnMethod, SyncPostgrestClient
 from supabase import AsyncClient, Client
 from supabase.lib.client_options import AsyncClientOptions
 
@@ -57,6 +57,7 @@ BUILDERS: dict[str, Callable[[Any], Any]] = {
     "upsert": lambda c: c.table("t").upsert({"id": 1}, on_conflict="id"),
     "update": lambda c: c.table("t").update({"x": None}).eq("id", 1),
     "delete": lambda c: c.table("t").delete().eq("id", 1),
+    "delete, minimal": lambda c: c.table("t").delete(returning=ReturnMethod.minimal).eq("id", 1),
     "rpc": lambda c: c.rpc("f", {"a": 1}),
     "rpc without arguments": lambda c: c.rpc("f"),
     "rpc get": lambda c: c.rpc("f", {"a": 1}, get=True),
@@ -499,8 +500,8 @@ FAULTS: dict[str, tuple[Any, int, int]] = {
 }
 READS = ["select", "count, head", "single", "maybe_single", "rpc get", "rpc head"]
 # Twice is as good as once, so a lost answer is no reason not to try again.
-IDEMPOTENT = ["upsert", "update", "delete"]
-WRITES = ["insert", "rpc", "schema.rpc"]
+IDEMPOTENT = ["upsert", "update", "delete, minimal"]
+WRITES = ["insert", "delete", "rpc", "schema.rpc"]
 
 
 @pytest.mark.parametrize(("fault", "reads", "writes"), FAULTS.values(), ids=FAULTS)

@@ -175,7 +175,7 @@ async def at_once(call: Any, client: AsyncProtectedClient) -> list[Any]:
 def breaker() -> Iterator[CircuitBreaker]:
     """Give a breaker that two failures open, and that pays for any number of retries."""
     options = {"jitter": 0.0, "clock": FakeClock(), "on_event": id}
-    return CircuitBreaker(failure_threshold=2, retry_budget=None, **options)
+    return CircuitBreaker(failure_threshold=2, **options)
 
 
 # --- what is promised ---------------------------------------------------------------------------
