@@ -6,7 +6,6 @@ inner one is refused. So a call marks the context, and the inner use finds itsel
 """
 
 import sys
-from collections.abc import Collection
 from contextvars import ContextVar
 from types import CodeType
 
@@ -53,16 +52,19 @@ class Within:
         current_call.set(self._call.outer)
 
 
-def is_inside(owner: object, ways: Collection[CodeType]) -> bool:
+def is_inside(owner: object, ways: tuple[CodeType, CodeType]) -> bool:
     """Whether a call of `owner` that left no mark is running further up, across awaits.
 
     Marking the context costs more than the rest of a call, so the plainest calls leave their mark
     in a local variable, `_running`, of the functions `ways`. Looked up only when some call is in
     progress at all.
     """
+    call, finish = ways
     frame = sys._getframe(1)  # noqa: SLF001 - documented; there is no other way up
     while frame is not None:
-        if frame.f_code in ways and frame.f_locals.get("_running") is owner:
+        code = frame.f_code
+        # By identity: comparing code objects by value costs more than the rest of the search.
+        if (code is call or code is finish) and frame.f_locals.get("_running") is owner:
             return True
         frame = frame.f_back  # type: ignore[assignment]
     return False

@@ -576,6 +576,4 @@ def _is_awaitable(value: object) -> bool:
 
 
 # The functions whose calls leave their mark in a local variable.
-_PLAIN_WAYS = frozenset(
-    {CircuitBreaker.execute.__code__, CircuitBreaker._finish_plain.__code__}  # noqa: SLF001
-)
+_PLAIN_WAYS = (CircuitBreaker.execute.__code__, CircuitBreaker._finish_plain.__code__)  # noqa: SLF001
