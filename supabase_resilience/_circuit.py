@@ -109,6 +109,8 @@ class Circuit:
         self._slow_after = settings.trip.slow_after if settings.trip else None
         self._generation = 0
         self.losses = 0
+        self.echoes = 0
+        """Losses that the last counted one stands for, and that no retry was made of yet."""
         self.permit = self._shared_permit()
         """What every call takes while closed; None sends it to `admit()`."""
         self.failures = 0
@@ -186,6 +188,7 @@ class Circuit:
             return "neutral"
         # One HTTP/2 GOAWAY or one restarted proxy breaks every call on the wire: one failure.
         is_echo = outcome.connection_lost and permit.losses < self.losses
+        self.echoes += is_echo
         return "neutral" if is_echo else outcome.verdict
 
     def _is_current(self, permit: Permit) -> bool:
@@ -197,6 +200,7 @@ class Circuit:
         is_enough = self._add_failure(now)
         if outcome.connection_lost:
             self.losses += 1
+            self.echoes = 0
             if self.state == "closed":
                 self.permit = self._shared_permit()
         if is_enough or verdict != "failure" or self.state == "half_open":

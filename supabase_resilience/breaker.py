@@ -173,7 +173,6 @@ class CircuitBreaker:
         self._budget = RetryBudget(retry_budget)
         self._retries = 0
         self._retries_refused = 0
-        self._paid_losses = 0
         self._successes_read = 0
         # One step of `next()` on a count is atomic, unlike `+= 1`: with the GIL, and without it,
         # too (since CPython 3.13, gh-117657).
@@ -455,10 +454,9 @@ class CircuitBreaker:
         failure.
         """
         with self.locked():
-            is_paid = connection_lost and self._circuit.losses == self._paid_losses
+            is_paid = connection_lost and self._circuit.echoes > 0
+            self._circuit.echoes -= is_paid
             may = is_paid or self._budget.spend(self._count_successes())
-            if may and connection_lost:
-                self._paid_losses = self._circuit.losses
             self._retries += may
             self._retries_refused += not may
             return may

@@ -162,3 +162,26 @@ def test_one_burst_costs_one_retry() -> None:
     breaker.settle(breaker.acquire(), lost)
     assert breaker.may_retry(connection_lost=True)
     assert 8.0 == breaker.get_stats().budget_left
+
+
+@pytest.mark.parametrize("where", ["disabled", "nested"])
+def test_losses_that_are_not_counted_are_paid(make: Make, where: str) -> None:
+    """Where the circuit does not count connection losses, nobody can tell bursts: all are paid."""
+    breaker = make()
+    lost = Classification(verdict="failure", connection_lost=True)
+    made: list[bool] = []
+
+    def lose() -> None:
+        breaker.settle(breaker.acquire(), lost)
+        made.append(breaker.may_retry(connection_lost=True))
+
+    breaker.mark_calls()
+    if where == "disabled":
+        breaker.disable()
+    for _ in range(30):
+        if where == "disabled":
+            lose()
+        else:
+            breaker.execute(lose)
+    paid_by_successes = 3 if where == "nested" else 0
+    assert 10 <= made.count(True) <= 10 + paid_by_successes

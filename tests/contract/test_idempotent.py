@@ -16,7 +16,7 @@ from supabase_resilience import CircuitBreaker, CircuitBreakers, RetryConfig, id
 from supabase_resilience.local import LocalSupabase
 
 from .conftest import Time
-from .worlds import AsyncWorld, Server, World, error, times, usual_reply
+from .worlds import AsyncWorld, Server, World, error, times
 
 Build = Callable[[Any], Any]
 MINIMAL = ReturnMethod.minimal
