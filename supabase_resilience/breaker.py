@@ -299,18 +299,25 @@ class CircuitBreaker:
     def _failed(self, permit: Permit, error: BaseException, fallback: Fallback[T] | None) -> T:
         """Judge the error and raise it; a refusal from within `fn` is the fallback's, too."""
         self.judge(permit, error)
-        if fallback is None or not isinstance(error, CircuitOpenError):
+        if fallback is not None and isinstance(error, CircuitOpenError):
+            return fallback(error)
+        try:
             raise error
-        return fallback(error)
+        finally:
+            # Or error, traceback and this frame keep each other, and the caller's frames, alive.
+            del error
 
     def _refused(
         self, fn: Callable[..., T], refusal: CircuitOpenError, fallback: Fallback[T] | None
     ) -> T:
         if inspect.iscoroutinefunction(fn):
             return cast("T", _refuse_later(refusal, fallback))
-        if fallback is None:
+        if fallback is not None:
+            return fallback(refusal)
+        try:
             raise refusal
-        return fallback(refusal)
+        finally:
+            del refusal  # as in _failed()
 
     def guard(self) -> "Guard":
         """Guard a block, also around an `await`: `with breaker.guard(): await query.execute()`.
@@ -559,9 +566,12 @@ def _never_raising(
 
 
 async def _refuse_later(refusal: CircuitOpenError, fallback: Fallback[Any] | None) -> Any:
-    if fallback is None:
+    if fallback is not None:
+        return await _awaited(fallback(refusal))
+    try:
         raise refusal
-    return await _awaited(fallback(refusal))
+    finally:
+        del refusal  # as in _failed()
 
 
 async def _awaited(value: Any) -> Any:

@@ -15,7 +15,7 @@ from supabase_resilience import _clock
 from supabase_resilience._checks import check_callable, check_count
 from supabase_resilience._circuit import Permit
 from supabase_resilience._requests import Target, by_table
-from supabase_resilience.breaker import BreakerStats, CircuitBreaker
+from supabase_resilience.breaker import BreakerStats, CircuitBreaker, State
 from supabase_resilience.errors import CircuitOpenError
 from supabase_resilience.events import Hook
 from supabase_resilience.failures import Classification, Outcome
@@ -95,7 +95,7 @@ class CircuitBreakers:
         """A set of breakers is something, also before the first key fails."""
         return True
 
-    def get_state(self) -> str:
+    def get_state(self) -> State:
         """The state of the project's breaker."""
         return self.project.get_state()
 

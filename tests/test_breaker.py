@@ -1,8 +1,10 @@
 """CircuitBreaker by itself: each promise of its docstrings, on a clock that the test moves."""
 
 import asyncio
+import contextlib
 import contextvars
 import copy
+import gc
 import logging
 import os
 import pickle
@@ -19,10 +21,13 @@ from supabase_resilience import (
     CircuitBreaker,
     CircuitOpenError,
     Classification,
+    FailureRate,
     ResilienceError,
     classify,
 )
+from supabase_resilience._calls import is_inside
 from supabase_resilience._circuit import Circuit, CircuitSettings
+from supabase_resilience.breaker import _PLAIN_WAYS
 from supabase_resilience.events import CallRefused, CircuitClosed, CircuitOpened, Event
 from supabase_resilience.testing import FakeClock, RecordingHook
 
@@ -940,6 +945,406 @@ def test_thread_within_a_call(make: Make) -> None:
     assert [False] == permits
 
 
+# --- nested use without marks: before anything but execute() uses a breaker ----------------------
+
+
+def unmarked(breaker: CircuitBreaker) -> bool:
+    return not breaker._is_marking
+
+
+def calls_in_progress(breaker: CircuitBreaker) -> int:
+    """How many plain calls have begun and not ended; reading counts as one that ended."""
+    started = next(breaker._started)
+    breaker._ended = next(breaker._ends)
+    return started - breaker._ended + 1
+
+
+SHAPES: dict[str, Callable[[CircuitBreaker, Callable[[], object]], object]] = {
+    "function": lambda breaker, fn: breaker.execute(lambda: breaker.execute(fn)),
+    "arguments": lambda breaker, fn: breaker.execute(breaker.execute, fn),
+    "decorator": lambda breaker, fn: breaker(lambda: breaker.execute(fn))(),
+    "decorated twice": lambda breaker, fn: breaker(breaker(fn))(),
+    "partial": lambda breaker, fn: breaker.execute(partial(breaker(fn))),
+    "another one between": lambda breaker, fn: breaker.execute(
+        lambda: CircuitBreaker().execute(breaker.execute, fn)
+    ),
+    "map": lambda breaker, fn: breaker.execute(
+        lambda: next(map(lambda _: breaker.execute(fn), [1]))  # noqa: C417 - a C frame between
+    ),
+    "generator": lambda breaker, fn: breaker.execute(
+        lambda: next(breaker.execute(fn) for _ in range(1))
+    ),
+}
+each_shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+
+
+@each_shape
+def test_unmarked_counts_once(make: Make, shape) -> None:
+    """A call within a call is one call: one success, one failure, and nothing left in progress."""
+    breaker = make(failure_threshold=2)
+    assert 0 == shape(breaker, int)
+    assert (1, 0) == (breaker.get_stats().successes, calls_in_progress(breaker))
+    with pytest.raises(httpx.ConnectError):
+        shape(breaker, partial(throw, DOWN))
+    stats = breaker.get_stats()
+    assert (1, 1, 0) == (stats.failures, stats.current_failures, calls_in_progress(breaker))
+    assert unmarked(breaker)
+
+
+class Later:
+    """Awaitable, and no coroutine."""
+
+    def __await__(self):
+        return give_later(7).__await__()
+
+
+async def within_awaits(breaker: CircuitBreaker, fn: Callable[[], object]) -> object:
+    await asyncio.wait([asyncio.ensure_future(give_later(1))])
+    return await breaker.execute(fn)
+
+
+def within(breaker: CircuitBreaker, fn: Callable[[], object]) -> object:
+    return breaker.execute(partial(within_awaits, breaker, fn))
+
+
+ASYNC_SHAPES: dict[str, Callable[[CircuitBreaker, Callable[[], object]], object]] = {
+    "lambda": lambda breaker, fn: breaker.execute(lambda: breaker.execute(fn)),
+    "argument": lambda breaker, fn: breaker.execute(breaker.execute, fn),
+    "decorated": lambda breaker, fn: breaker.execute(breaker(fn)),
+    "decorated twice": lambda breaker, fn: breaker(breaker(fn))(),
+    "async def": lambda breaker, fn: breaker.execute(within_awaits, breaker, fn),
+    "awaited by its caller": within,
+}
+
+
+@pytest.mark.parametrize("shape", ASYNC_SHAPES.values(), ids=ASYNC_SHAPES)
+async def test_unmarked_counts_once_async(make: Make, shape) -> None:
+    """The same holds across awaits."""
+    breaker = make(failure_threshold=2)
+
+    async def work() -> int:
+        return 0
+
+    async def failing() -> None:
+        await asyncio.wait([asyncio.ensure_future(give_later(1))])
+        raise DOWN
+
+    assert 0 == await shape(breaker, work)
+    assert (1, 0) == (breaker.get_stats().successes, calls_in_progress(breaker))
+    with pytest.raises(httpx.ConnectError):
+        await shape(breaker, failing)
+    stats = breaker.get_stats()
+    assert (1, 1, 0) == (stats.failures, stats.current_failures, calls_in_progress(breaker))
+    assert unmarked(breaker)
+
+
+def test_unmarked_failure_that_is_handled(make: Make) -> None:
+    """An inner failure that the outer function handles is not counted."""
+    breaker = make(failure_threshold=1)
+
+    def handle() -> str:
+        for _ in range(3):
+            with pytest.raises(httpx.ConnectError):
+                breaker.execute(throw, DOWN)
+        return "from the cache"
+
+    assert "from the cache" == breaker.execute(handle)
+    assert ("closed", 1, 0) == (
+        breaker.get_state(),
+        breaker.get_stats().successes,
+        breaker.get_stats().failures,
+    )
+    assert unmarked(breaker)
+    fail(breaker)
+    assert "open" == breaker.get_state()
+
+
+@pytest.mark.parametrize("ends", ["well", "badly"])
+def test_another_thread_is_not_around(make: Make, ends: str) -> None:
+    """A call in progress in another thread has nothing to do with one here."""
+    breaker = make(failure_threshold=9)
+    inside, done = threading.Event(), threading.Event()
+
+    def other() -> None:
+        inside.set()
+        assert done.wait(60.0)
+
+    thread = threading.Thread(target=breaker.execute, args=(other,))
+    thread.start()
+    assert inside.wait(60.0)
+    if ends == "well":
+        breaker.execute(int)
+        assert 1 == breaker.get_stats().successes
+    else:
+        fail(breaker)
+        assert 1 == breaker.get_stats().failures
+    assert unmarked(breaker)
+    assert not breaker.acquire().is_nested
+    done.set()
+    thread.join()
+    assert (1 + (ends == "well")) == breaker.get_stats().successes
+    assert 0 == breaker._ended - breaker._plain_calls
+
+
+async def test_another_task_is_not_around(make: Make) -> None:
+    """A call that another task awaits has nothing to do with one here, sync or async."""
+    breaker = make(failure_threshold=9)
+    inside, done = asyncio.Event(), asyncio.Event()
+
+    async def other() -> None:
+        inside.set()
+        await done.wait()
+
+    task = asyncio.create_task(breaker.execute(other))
+    await inside.wait()
+    breaker.execute(int)
+    await breaker.execute(give_later, 1)
+    fail(breaker, times=2)
+    assert (2, 2) == (breaker.get_stats().successes, breaker.get_stats().failures)
+    assert not breaker.acquire().is_nested
+    done.set()
+    await task
+    assert 3 == breaker.get_stats().successes
+
+
+def test_fallback_is_not_inside(make: Make) -> None:
+    """A fallback runs after its call: what it does with the breaker is a call of its own."""
+    breaker = make(failure_threshold=9)
+    other = breaker.execute(Later)  # in progress, so that calls around are looked for
+    refusal = CircuitOpenError("inner", 1.0)
+
+    def fallback(refused: CircuitOpenError) -> object:
+        assert refused is refusal
+        return breaker.execute(int)
+
+    assert 0 == breaker.execute(throw, refusal, fallback=fallback)
+    assert (1, 1) == (breaker.get_stats().successes, breaker.get_stats().neutral)
+    assert unmarked(breaker)
+    other.close()
+
+
+async def test_fallback_is_not_inside_async(make: Make) -> None:
+    """The same holds for one that is awaited."""
+    breaker = make(failure_threshold=9)
+    other = breaker.execute(Later)
+    refusal = CircuitOpenError("inner", 1.0)
+    result = breaker.execute(
+        throw_later, refusal, fallback=lambda _: breaker.execute(give_later, 5)
+    )
+    assert 5 == await result
+    assert (1, 1) == (breaker.get_stats().successes, breaker.get_stats().neutral)
+    assert 7 == await other
+
+
+def test_what_the_user_gave_is_not_inside(clock: FakeClock) -> None:
+    """Nor are `classify`, hooks and the clock inside the call that they are asked about."""
+    nested: list[bool] = []
+    looks = 0
+
+    def look() -> float:
+        nonlocal looks
+        looks += 1
+        # Not by acquire(), which would make the breaker mark its calls.
+        nested.append(is_inside(breaker, _PLAIN_WAYS))
+        return clock()
+
+    breaker = CircuitBreaker(
+        trip=FailureRate(minimum_calls=2),
+        clock=lambda: look() if looks else clock(),
+        classify=lambda error: (look(), classify(error))[1],
+        on_event=lambda event: look(),
+    )
+    breaker.execute(look)
+    assert [True, False] == nested
+    fail(breaker)
+    assert "open" == breaker.get_state()
+    assert len(nested) > 4
+    assert not any(nested[1:])
+
+
+def test_generator_leaves_its_call(make: Make) -> None:
+    """A generator that a call returned is read outside of it."""
+    breaker = make()
+    numbers = breaker.execute(lambda: (breaker.execute(int) for _ in range(3)))
+    assert [0, 0, 0] == list(numbers)
+    assert (4, 0) == (breaker.get_stats().successes, calls_in_progress(breaker))
+    assert unmarked(breaker)
+
+
+async def test_coroutine_that_is_never_awaited(make: Make) -> None:
+    """A call whose coroutine is thrown away is no outcome, and hides no other call."""
+    breaker = make(failure_threshold=2)
+    breaker.execute(Later).close()
+    assert 0 == breaker.get_stats().successes
+    breaker.execute(int)
+    assert not breaker.acquire().is_nested
+    assert breaker.execute(breaker.acquire).is_nested
+    fail(breaker, times=2)
+    assert ("open", 2) == (breaker.get_state(), breaker.get_stats().failures)
+
+
+async def test_coroutine_awaited_elsewhere(make: Make) -> None:
+    """Between its start and its await a call is not around the code in between."""
+    breaker = make()
+    later = breaker.execute(give_later, 1)
+    breaker.execute(int)
+    assert 1 == breaker.get_stats().successes
+    assert 1 == await later
+    assert (2, 0) == (breaker.get_stats().successes, calls_in_progress(breaker))
+
+
+@pytest.mark.parametrize("depth", [1, 2, 100])
+def test_recursion(make: Make, depth: int) -> None:
+    """However deep a guarded function calls itself, it is one call."""
+    breaker = make(failure_threshold=1)
+
+    @breaker
+    def climb(left: int) -> int:
+        return climb(left - 1) + 1 if left else 0
+
+    assert depth == climb(depth)
+    assert (1, 0) == (breaker.get_stats().successes, calls_in_progress(breaker))
+
+
+def test_recursion_without_end(make: Make) -> None:
+    """A RecursionError comes through, and leaves nothing in progress."""
+    breaker = make(failure_threshold=9)
+
+    @breaker
+    def climb() -> None:
+        climb()
+
+    with pytest.raises(RecursionError):
+        climb()
+    breaker.execute(int)
+    assert 1 == breaker.get_stats().successes
+    assert not breaker.acquire().is_nested
+
+
+@pytest.mark.parametrize("how", ["mark_calls", "acquire", "guard"])
+def test_marking_begins_within_a_call(make: Make, how: str) -> None:
+    """Whatever makes a breaker mark its calls, calls in progress are seen still, till they end."""
+    breaker = make(failure_threshold=1)
+
+    def work() -> None:
+        assert unmarked(breaker)
+        if how == "guard":
+            with pytest.raises(httpx.ConnectError), breaker.guard():
+                raise DOWN
+        else:
+            getattr(breaker, how)()
+        assert not unmarked(breaker)
+        assert breaker.acquire().is_nested
+        assert breaker.execute(breaker.acquire).is_nested
+        breaker.settle(breaker.acquire(), FAILURE)
+
+    breaker.execute(work)
+    assert ("closed", 1) == (breaker.get_state(), breaker.get_stats().successes)
+    assert not breaker.acquire().is_nested
+    assert not breaker._may_be_inside
+
+
+async def test_marking_begins_while_calls_are_in_progress(make: Make) -> None:
+    """Calls of other tasks that began without a mark know it when they use the breaker again."""
+    breaker = make(failure_threshold=1)
+    inside, marked = asyncio.Event(), asyncio.Event()
+
+    async def unaware() -> bool:
+        inside.set()
+        await marked.wait()
+        return breaker.acquire().is_nested
+
+    task = asyncio.create_task(breaker.execute(unaware))
+    await inside.wait()
+    assert not breaker.acquire().is_nested
+    marked.set()
+    assert await task
+    assert not breaker.acquire().is_nested
+    assert (1, False) == (breaker.get_stats().successes, breaker._may_be_inside)
+
+
+def test_marking_begins_in_many_threads(make: Make) -> None:
+    """When threads begin to mark in the same moment, each sees the call that it is in."""
+    for _ in range(20):
+        breaker = make(failure_threshold=1)
+        together = threading.Barrier(8)
+        nested: list[bool] = []
+
+        def work(
+            breaker: CircuitBreaker = breaker,
+            together: threading.Barrier = together,
+            nested: list[bool] = nested,
+        ) -> None:
+            together.wait(60.0)
+            nested.append(breaker.acquire().is_nested)
+
+        threads = [threading.Thread(target=breaker.execute, args=(work,)) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert [True] * 8 == nested
+        assert not breaker.acquire().is_nested
+        assert not breaker._may_be_inside
+
+
+async def test_task_within_a_marked_call(make: Make) -> None:
+    """Once calls are marked, a task that a call starts and awaits is inside it."""
+    breaker = make(failure_threshold=1)
+    breaker.mark_calls()
+
+    async def query() -> None:
+        with pytest.raises(httpx.ConnectError):
+            await breaker.execute(throw_later, DOWN)
+
+    async def spread() -> None:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(3):
+                group.create_task(query())
+
+    await breaker.execute(spread)
+    assert ("closed", 1, 0) == (
+        breaker.get_state(),
+        breaker.get_stats().successes,
+        breaker.get_stats().failures,
+    )
+
+
+def test_open_meanwhile(make: Make, clock: FakeClock) -> None:
+    """When the circuit opens during a call, what the call does with it still is part of it."""
+    breaker = make(failure_threshold=1)
+
+    def work() -> int:
+        breaker.force_open()
+        return breaker.execute(int) + breaker.execute(breaker.execute, int)
+
+    assert 0 == breaker.execute(work)
+    stats = breaker.get_stats()
+    assert ("forced_open", 1, 0) == (stats.state, stats.successes, stats.refused)
+
+
+@pytest.mark.parametrize("state", ["closed", "half_open", "disabled"])
+async def test_result_that_only_claims_to_be_awaitable(
+    make: Make, clock: FakeClock, state: str
+) -> None:
+    """A proxy that has any attribute is a result; a type that can be awaited is awaited."""
+    breaker = make(failure_threshold=1)
+    if state == "half_open":
+        open_circuit(breaker)
+        clock.advance(30.0)
+    elif state == "disabled":
+        breaker.disable()
+
+    class Proxy:
+        def __getattr__(self, name: str) -> object:
+            return name
+
+    for result in (Proxy(), asyncio.Future, Later):
+        assert result is breaker.execute(lambda result=result: result)
+    assert 7 == await breaker.execute(Later)
+    assert 4 == breaker.get_stats().successes
+
+
 # --- hooks and events ---------------------------------------------------------------------------
 
 
@@ -1369,3 +1774,56 @@ def test_fork_with_a_probe_in_flight(make: Make, clock: FakeClock) -> None:
     half_open(breaker, clock)
     assert 0 == exit_code_of_child(lambda: breaker.acquire().is_probe and refused_by(breaker))
     assert refused_by(breaker)
+
+
+# --- garbage ------------------------------------------------------------------------------------
+
+
+def garbage_of(run: Callable[[], object]) -> int:
+    """How many objects only the collector can free after it."""
+    gc.collect()
+    gc.disable()
+    try:
+        run()
+        return gc.collect()
+    finally:
+        gc.enable()
+
+
+def repeatedly(call: Callable[[], object]) -> None:
+    for _ in range(100):
+        with contextlib.suppress(CircuitOpenError, TimeoutError):
+            call()
+
+
+@pytest.mark.parametrize("is_open", [True, False], ids=["refused", "failed"])
+def test_errors_keep_nothing_alive(make: Make, *, is_open: bool) -> None:
+    """An error that was handled leaves no cycle that holds the caller's frames and arguments."""
+    breaker = make(failure_threshold=10**6)
+    if is_open:
+        breaker.force_open()
+
+    def fail_now() -> None:
+        raise TimeoutError
+
+    assert garbage_of(lambda: repeatedly(lambda: breaker.execute(fail_now))) < 10
+
+
+@pytest.mark.parametrize("is_open", [True, False], ids=["refused", "failed"])
+def test_async_errors_keep_nothing_alive(make: Make, *, is_open: bool) -> None:
+    """The same for what is awaited."""
+    breaker = make(failure_threshold=10**6)
+    if is_open:
+        breaker.force_open()
+
+    async def fail_later() -> None:
+        raise TimeoutError
+
+    async def all_of_them() -> None:
+        for _ in range(100):
+            with contextlib.suppress(CircuitOpenError, TimeoutError):
+                await breaker.execute(fail_later)
+
+    with asyncio.Runner() as runner:
+        runner.run(asyncio.sleep(0))
+        assert garbage_of(lambda: runner.run(all_of_them())) < 20

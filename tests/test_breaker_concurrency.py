@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from supabase_resilience import CircuitBreaker, CircuitOpenError, Classification
+from supabase_resilience import CircuitBreaker, CircuitOpenError, Classification, FailureRate
 from supabase_resilience.events import CallRefused, Event
 from supabase_resilience.testing import FakeClock, RecordingHook
 
@@ -247,3 +247,63 @@ def test_events_are_told_one_at_a_time_and_in_order() -> None:
     opened = breaker.get_stats().opened
     assert [] == overlaps
     assert ["circuit.opened", "circuit.closed"] * opened == names
+
+
+def test_share_opens_once() -> None:
+    """By a share, too, the circuit opens once, with the very failure that completes it."""
+    hook = RecordingHook()
+    rule = FailureRate(threshold=1.0, minimum_calls=THREADS)
+    breaker = CircuitBreaker(trip=rule, clock=FakeClock(), on_event=hook)
+
+    def call(number: int) -> None:
+        with pytest.raises(httpx.ConnectError):
+            breaker.execute(fail)
+
+    in_threads(call)
+    assert ["circuit.opened"] == hook.names
+    assert (THREADS, 1) == (breaker.get_stats().current_failures, breaker.get_stats().opened)
+
+
+@pytest.mark.parametrize("trip", [None, FailureRate(threshold=1.0)], ids=["count", "share"])
+@pytest.mark.parametrize("is_marking", [False, True])
+def test_nested_calls_of_many_threads(trip: FailureRate | None, *, is_marking: bool) -> None:
+    """Among calls of other threads, each nested call is told from each that is not."""
+    breaker = CircuitBreaker(failure_threshold=10**9, trip=trip, on_event=id)
+    if is_marking:
+        breaker.mark_calls()
+    rounds = 200
+
+    def call(number: int) -> None:
+        for _ in range(rounds):
+            breaker.execute(breaker.execute, breaker.execute, int)
+            breaker.execute(int)
+            with pytest.raises(httpx.ConnectError):
+                breaker.execute(breaker.execute, fail)
+
+    in_threads(call)
+    stats, each = breaker.get_stats(), THREADS * rounds
+    assert (2 * each, each, 0) == (stats.successes, stats.failures, stats.neutral)
+
+
+async def test_nested_calls_of_many_tasks() -> None:
+    """The same holds for tasks, and for the threads beside them."""
+    breaker = CircuitBreaker(failure_threshold=10**9, on_event=id)
+    rounds = 20
+
+    async def pause() -> None:
+        await asyncio.wait([asyncio.ensure_future(asyncio.to_thread(breaker.execute, int))])
+
+    async def inner() -> None:
+        await breaker.execute(pause)
+
+    async def call() -> None:
+        for _ in range(rounds):
+            await breaker.execute(inner)
+            breaker.execute(int)
+
+    await asyncio.gather(*(call() for _ in range(TASKS)))
+    # Each round: the nested call, the plain one, and the one in a thread, which is another call.
+    assert 3 * TASKS * rounds == breaker.get_stats().successes
+    breaker.execute(int)
+    assert breaker.execute(breaker.acquire).is_nested
+    assert not breaker.acquire().is_nested

@@ -20,7 +20,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from supabase_resilience import CircuitBreaker, CircuitOpenError, Classification
+from supabase_resilience import CircuitBreaker, CircuitOpenError, Classification, FailureRate
 from supabase_resilience._circuit import Permit
 from supabase_resilience.testing import FakeClock, RecordingHook
 
@@ -48,6 +48,7 @@ class Flight:
     permit: Permit
     era: int
     losses: int
+    began_at: float
     forfeits_at: float | None = None  # of a probe
 
 
@@ -60,8 +61,10 @@ class Model:
     close_after: int
     growth: float
     lease: float
+    rate: FailureRate | None = None
     state: str = "closed"
-    failures: int = 0
+    in_a_row: int = 0
+    calls: list[tuple[float, bool]] = field(default_factory=list)  # when, and whether it failed
     successful_probes: int = 0
     open_until: float = 0.0
     open_time: float = RESET
@@ -69,6 +72,21 @@ class Model:
     losses: int = 0
     probes: list[Flight] = field(default_factory=list)
     told: list[str] = field(default_factory=list)
+
+    def counting(self, now: float) -> list[bool]:
+        """Which of the calls that count now failed; the clock only ever shows full tenths."""
+        if self.rate is None:
+            return [True] * self.in_a_row
+        if self.rate.calls is not None:
+            return [failed for _, failed in self.calls[-self.rate.calls :]]
+        return [failed for at, failed in self.calls if now - at < self.rate.window]
+
+    def is_enough(self, now: float) -> bool:
+        counting = self.counting(now)
+        if self.rate is None:
+            return len(counting) >= self.threshold
+        share = counting.count(True) / len(counting)
+        return len(counting) >= self.rate.minimum_calls and share >= self.rate.threshold
 
     def change(self, state: str, event: str | None) -> None:
         self.state = state
@@ -87,7 +105,7 @@ class Model:
         return self.state in {"closed", "disabled"}
 
     def began(self, permit: Permit, now: float) -> Flight:
-        flight = Flight(permit, self.era, self.losses)
+        flight = Flight(permit, self.era, self.losses, now)
         if self.state == "half_open":
             flight.forfeits_at = now + self.lease
             self.probes.append(flight)
@@ -109,14 +127,21 @@ class Model:
         verdict = "neutral" if outcome.scope == "query" else outcome.verdict
         if outcome.connection_lost and flight.losses < self.losses:
             verdict = "neutral"
+        if verdict == "success" and self.is_slow(flight, now):
+            verdict = "failure"
         if verdict == "success" or (verdict == "neutral" and outcome.answered and is_probe):
-            self.succeeded()
+            self.succeeded(now)
         elif verdict != "neutral":
             self.failed(verdict, outcome, now)
 
-    def succeeded(self) -> None:
+    def is_slow(self, flight: Flight, now: float) -> bool:
+        limit = self.rate and self.rate.slow_after
+        return limit is not None and now - flight.began_at > limit
+
+    def succeeded(self, now: float) -> None:
         if self.state == "closed":
-            self.failures = 0
+            self.in_a_row = 0
+            self.calls.append((now, False))
             return
         self.successful_probes += 1
         if self.successful_probes == self.close_after:
@@ -124,14 +149,16 @@ class Model:
 
     def close(self) -> None:
         self.change("closed", "circuit.closed" if self.state != "closed" else None)
-        self.failures = 0
+        self.in_a_row = 0
+        self.calls = []
         self.open_time = RESET
 
     def failed(self, verdict: str, outcome: Classification, now: float) -> None:
-        self.failures += 1
+        self.in_a_row += 1
+        self.calls.append((now, True))
         self.losses += outcome.connection_lost
         was = self.state
-        if was == "closed" and verdict == "failure" and self.failures < self.threshold:
+        if was == "closed" and verdict == "failure" and not self.is_enough(now):
             return
         if was == "half_open":
             self.open_time = min(self.open_time * self.growth, MAXIMUM)
@@ -154,6 +181,7 @@ class BreakerMachine(RuleBasedStateMachine):
         self.model = model
         self.breaker = CircuitBreaker(
             failure_threshold=model.threshold,
+            trip=model.rate,
             reset_timeout=RESET,
             half_open_permits=model.permits,
             close_after=model.close_after,
@@ -210,12 +238,12 @@ class BreakerMachine(RuleBasedStateMachine):
                 after.successes,
             )
 
-    @rule(seconds=st.sampled_from([1.0, 10.0, 20.0, RESET, MAXIMUM]))
+    @rule(seconds=st.sampled_from([1.0, 3.0, 10.0, 20.0, RESET, MAXIMUM]))
     def wait(self, seconds: float) -> None:
         """Time passes; alone it changes nothing."""
         self.clock.advance(seconds)
 
-    @rule(outcome=st.sampled_from(FAILURES), early=st.sampled_from([0.0, 0.0, 0.0, 0.5]))
+    @rule(outcome=st.sampled_from(FAILURES), early=st.sampled_from([0.0, 0.0, 0.0, 1.0]))
     def outage(self, outcome: str, early: float) -> None:
         """Calls fail one after the other; then the open time passes, or nearly."""
         for _ in range(self.model.threshold):
@@ -258,7 +286,7 @@ class BreakerMachine(RuleBasedStateMachine):
         """State, failures, time to wait and everything told are those of the model."""
         stats, model = self.breaker.get_stats(), self.model
         left = max(0.0, model.open_until - self.clock()) if model.state == "open" else None
-        assert (model.state, model.failures, left) == (
+        assert (model.state, model.counting(self.clock()).count(True), left) == (
             stats.state,
             stats.current_failures,
             stats.retry_after,
@@ -286,8 +314,32 @@ def machine(numbers: dict[str, Any]) -> type[RuleBasedStateMachine]:
         {"threshold": 3, "permits": 1, "close_after": 1, "growth": 1.0, "lease": 20.0},
         {"threshold": 1, "permits": 1, "close_after": 2, "growth": 2.0, "lease": 999.0},
         {"threshold": 2, "permits": 3, "close_after": 2, "growth": 1.5, "lease": 30.0},
+        {
+            "threshold": 3,
+            "permits": 1,
+            "close_after": 1,
+            "growth": 1.0,
+            "lease": 20.0,
+            "rate": FailureRate(threshold=0.5, window=10.0, minimum_calls=3),
+        },
+        {
+            "threshold": 3,
+            "permits": 2,
+            "close_after": 2,
+            "growth": 2.0,
+            "lease": 30.0,
+            "rate": FailureRate(threshold=0.6, calls=5, minimum_calls=2),
+        },
+        {
+            "threshold": 4,
+            "permits": 1,
+            "close_after": 1,
+            "growth": 1.0,
+            "lease": 20.0,
+            "rate": FailureRate(threshold=0.75, window=10.0, minimum_calls=2, slow_after=5.0),
+        },
     ],
-    ids=["default", "growing", "three probes"],
+    ids=["default", "growing", "three probes", "share", "share of the last calls", "slow calls"],
 )
 def test_breaker_follows_the_model(numbers: dict[str, Any]) -> None:
     """Whatever happens in whatever order, the breaker does what the documentation says."""

@@ -277,6 +277,14 @@ def test_least_recently_used_goes_first(make: Make) -> None:
     assert ["public.a", "public.d"] == list(breakers.by_key)
 
 
+def test_failure_is_use(make: Make) -> None:
+    """A failure that was begun before its table had a circuit counts as use, too."""
+    breakers = make(limit=2)
+    for name in ("a", "b", "a", "c"):
+        breakers.blame(table(name), SLOW)
+    assert ["public.a", "public.c"] == list(breakers.by_key)
+
+
 @pytest.mark.parametrize("limit", [1, 3, 256])
 def test_limit(make: Make, limit: int) -> None:
     """There never are more circuits than the limit."""

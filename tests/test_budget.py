@@ -164,6 +164,18 @@ def test_one_burst_costs_one_retry() -> None:
     assert 8.0 == breaker.get_stats().budget_left
 
 
+def test_echoes_are_not_hoarded(make: Make) -> None:
+    """Calls of a burst that were not tried again leave nothing to later ones."""
+    breaker = make()
+    lost = Classification(verdict="failure", connection_lost=True)
+    for permit in [breaker.acquire() for _ in range(20)]:
+        breaker.settle(permit, lost)
+    for _ in range(20):
+        breaker.settle(breaker.acquire(), lost)
+        breaker.may_retry(connection_lost=True)
+    assert (10, 10) == (breaker.get_stats().retries, breaker.get_stats().retries_refused)
+
+
 @pytest.mark.parametrize("where", ["disabled", "nested"])
 def test_losses_that_are_not_counted_are_paid(make: Make, where: str) -> None:
     """Where the circuit does not count connection losses, nobody can tell bursts: all are paid."""

@@ -358,6 +358,86 @@ def test_time_that_is_up(schedule: Make, run: Run) -> None:
     assert run == []
 
 
+# --- the budget ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def poor(clock: FakeClock, hook: RecordingHook) -> CircuitBreaker:
+    """Give a breaker whose budget is one retry."""
+    breaker = CircuitBreaker("db", clock=clock, on_event=hook)
+    while breaker.get_stats().budget_left > 1.0:
+        breaker.may_retry()
+    return breaker
+
+
+def schedule_of(breaker: CircuitBreaker, clock: FakeClock, **config: Any) -> Schedule:
+    return Schedule(RetryConfig(**config), breaker, clock() + 15.0)
+
+
+def test_budget_that_is_spent(poor: CircuitBreaker, clock: FakeClock, run: Run, hook) -> None:
+    """Without budget the last attempt is the result, with no wait and no event."""
+    attempts = Attempts([failed(), failed(), succeeded()])
+    result = schedule_of(poor, clock).blocking(run.sleep)(attempts)
+    assert "bad gateway" == str(result.error)
+    assert (2, 1, ["retry.scheduled"]) == (attempts.made, len(run), hook.names)
+    assert (10, 1) == (poor.get_stats().retries, poor.get_stats().retries_refused)
+
+
+async def test_budget_that_is_spent_async(poor: CircuitBreaker, clock: FakeClock, run: Run) -> None:
+    """The same holds for tasks."""
+    attempts = Attempts([failed(), failed(), succeeded()])
+
+    async def attempt() -> Attempt:
+        return attempts()
+
+    async def sleep(seconds: float) -> None:
+        run.sleep(seconds)
+
+    result = await schedule_of(poor, clock).awaiting(sleep)(attempt)
+    assert "bad gateway" == str(result.error)
+    assert (2, 1) == (attempts.made, len(run))
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        [failed(may_repeat=False)],
+        [succeeded()],
+        [asked_to_wait(15.0)],
+        [failed(ONCE), failed(ONCE)],
+        [failed(), failed(), failed()],
+    ],
+    ids=["not to be repeated", "success", "too long a wait", "retry once", "last attempt"],
+)
+def test_only_retries_are_paid(
+    schedule: Make, run: Run, breaker: CircuitBreaker, last: list[Attempt]
+) -> None:
+    """The budget pays for each try but the first, and for none that is not made."""
+    schedule().blocking(run.sleep)(Attempts(last))
+    stats = breaker.get_stats()
+    assert (len(last) - 1, 0, 11.0 - len(last)) == (
+        stats.retries,
+        stats.retries_refused,
+        stats.budget_left,
+    )
+
+
+@pytest.mark.parametrize("asked", [-1.0, float("nan"), -float("inf")])
+def test_nonsense_of_a_classify(schedule: Make, run: Run, asked: float) -> None:
+    """A wait below nothing, as a user's `classify` may ask for, is none."""
+    attempts = Attempts([asked_to_wait(asked), succeeded()])
+    assert "rows" == schedule().blocking(run.sleep)(attempts).response
+    assert 0.0 <= run[0] <= 0.1
+
+
+@pytest.mark.parametrize("asked", [float("inf"), 1e308])
+def test_endless_wait(schedule: Make, run: Run, asked: float) -> None:
+    """A wait without end is not begun."""
+    attempts = Attempts([asked_to_wait(asked), succeeded()])
+    assert schedule().blocking(run.sleep)(attempts).error is not None
+    assert [] == run
+
+
 # --- what it tells -------------------------------------------------------------------------------
 
 

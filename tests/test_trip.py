@@ -209,6 +209,17 @@ def test_moves_in_tenths(make: Make, clock: FakeClock) -> None:
     assert 1 == failures(breaker)
 
 
+def test_tenth_ends_where_the_next_begins(make: Make, clock: FakeClock) -> None:
+    """A success at the very end of a tenth belongs to the next, and counts as long as that."""
+    breaker = make(minimum_calls=1, threshold=0.6)
+    succeed(breaker)
+    clock.advance(1.0)
+    succeed(breaker)
+    clock.advance(9.0)
+    fail(breaker)
+    assert "closed" == breaker.get_state()
+
+
 def test_share_moves_with_the_window(make: Make, clock: FakeClock) -> None:
     """The same trickle of failures opens as soon as the good calls before it are gone."""
     breaker = make(minimum_calls=4)

@@ -3,7 +3,7 @@
 `mypy --strict` and pyright in strict mode read this file: each `assert_type` is a promise.
 """
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Mapping
 from typing import assert_type
 
 from postgrest import APIResponse, AsyncPostgrestClient, SyncPostgrestClient
@@ -14,16 +14,21 @@ from supabase import AsyncClient, Client
 
 from supabase_resilience import (
     AsyncProtectedClient,
+    BreakersStats,
     BreakerStats,
     CircuitBreaker,
     CircuitBreakers,
     CircuitOpenError,
     Classification,
     Event,
+    FailureRate,
     ProtectedClient,
     RetryConfig,
+    Target,
+    by_table,
     classify,
     deadline,
+    idempotent,
     protect,
 )
 from supabase_resilience.breaker import Guard, State
@@ -156,3 +161,41 @@ def asked(breaker: CircuitBreaker) -> None:
     hook = RecordingHook()
     assert_type(hook.events, list[Event])
     CircuitBreaker("db", on_event=hook, clock=FakeClock(), on_open=hook.events.clear)
+
+
+def tripped() -> None:
+    """A rule is given by name, and is no number."""
+    rule = FailureRate(threshold=0.5, window=30.0, minimum_calls=20, slow_after=None, calls=None)
+    CircuitBreaker(trip=rule, retry_budget=None)
+    CircuitBreakers(trip=rule)
+    FailureRate(0.5)  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+    CircuitBreaker(trip=0.5)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+
+
+def schema_of(target: Target) -> str:
+    """Name a circuit by the schema."""
+    return target.schema
+
+
+def breakers(client: Client) -> None:
+    """A set of breakers takes the options of one, each of its own type."""
+    made = CircuitBreakers(schema_of, limit=10, failure_threshold=3, on_event=RecordingHook())
+    CircuitBreakers(by_table, name="db")
+    CircuitBreakers(lambda target: None if target.is_rpc else target.name)
+    assert_type(protect(client, breaker=made), ProtectedClient)
+    assert_type(made.project, CircuitBreaker)
+    assert_type(made.get_state(), State)
+    assert_type(made.get_stats(), BreakersStats)
+    assert_type(made.get_stats().project, BreakerStats)
+    assert_type(made.get_stats().by_key, Mapping[Hashable, BreakerStats])
+    assert_type(made.project.get_stats().budget_left, float | None)
+    CircuitBreakers(failure_threshold="3")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    CircuitBreakers(no_such_option=3)  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+
+
+async def promised(client: Client, later: AsyncClient) -> None:
+    """The promise is a plain `with`, around either colour."""
+    with idempotent() as promise:
+        assert_type(promise, idempotent)
+        client.table("t").insert({"id": 1}).execute()
+        await later.table("t").insert({"id": 1}).execute()
