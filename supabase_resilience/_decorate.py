@@ -1,4 +1,4 @@
-"""A breaker as a decorator, for the four kinds of function that Python has.
+"""A breaker around a block, and as a decorator for the four kinds of function that Python has.
 
 A function and a coroutine function are one call each. A generator is one call from its first item
 to its end, but the code between its items is the reader's: only the steps run inside the call.
@@ -7,16 +7,16 @@ to its end, but the code between its items is the reader's: only the steps run i
 import functools
 import inspect
 from collections.abc import AsyncGenerator, Callable, Generator
-from typing import Any, ParamSpec, Protocol, TypeVar, cast
+from types import TracebackType
+from typing import Any, ParamSpec, Protocol, Self, TypeVar, cast
 
 from supabase_resilience._calls import Within
 from supabase_resilience._circuit import Permit
+from supabase_resilience._failure_table import SUCCESS
 from supabase_resilience.failures import Classification
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-_SUCCESS = Classification(verdict="success", answered=True)
 
 
 class Breaker(Protocol):
@@ -26,6 +26,33 @@ class Breaker(Protocol):
     def acquire(self) -> Permit: ...
     def settle(self, permit: Permit, outcome: Classification) -> None: ...
     def judge(self, permit: Permit, error: BaseException) -> None: ...
+
+
+class Guard:
+    """One guarded block; made by `CircuitBreaker.guard()`, good for one use."""
+
+    __slots__ = ("_breaker", "_permit", "_within")
+
+    def __init__(self, breaker: Breaker) -> None:
+        self._breaker = breaker
+
+    def __enter__(self) -> Self:
+        self._permit = self._breaker.acquire()
+        self._within = Within(self._breaker, is_probe=self._permit.is_probe)
+        self._within.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._within.__exit__()
+        if error is None:
+            self._breaker.settle(self._permit, SUCCESS)
+        else:
+            self._breaker.judge(self._permit, error)
 
 
 def decorate(breaker: Breaker, fn: Callable[P, T]) -> Callable[P, T]:
@@ -80,7 +107,7 @@ def _generator(
                 except BaseException as thrown:  # noqa: BLE001 - it goes on into the source
                     step, sent = source.throw, thrown
         except StopIteration as end:
-            breaker.settle(permit, _SUCCESS)
+            breaker.settle(permit, SUCCESS)
             return end.value
         except BaseException as error:
             breaker.judge(permit, error)
@@ -110,7 +137,7 @@ def _async_generator(
                 except BaseException as thrown:  # noqa: BLE001 - it goes on into the source
                     step, sent = source.athrow, thrown
         except StopAsyncIteration:
-            breaker.settle(permit, _SUCCESS)
+            breaker.settle(permit, SUCCESS)
         except BaseException as error:
             breaker.judge(permit, error)
             await source.aclose()

@@ -14,15 +14,15 @@ import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
-from types import TracebackType
-from typing import Any, ParamSpec, Self, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
 from supabase_resilience import _clock
 from supabase_resilience._budget import RetryBudget
 from supabase_resilience._calls import Within, current_call, enclosing_call, is_inside
 from supabase_resilience._checks import check_callable, check_number, check_optional
 from supabase_resilience._circuit import Circuit, CircuitSettings, Permit, State
-from supabase_resilience._decorate import decorate
+from supabase_resilience._decorate import Guard, decorate
+from supabase_resilience._failure_table import SUCCESS
 from supabase_resilience.errors import CircuitOpenError
 from supabase_resilience.events import (
     CallRefused,
@@ -47,7 +47,6 @@ _logger = logging.getLogger("supabase_resilience")
 _DEFAULT_CLASSIFY = classify
 # What most functions return; to ask other types costs more than the rest of a call.
 _PLAIN_TYPES = frozenset({bool, int, float, str, bytes, list, tuple, dict, set})
-_SUCCESS = Classification(verdict="success", answered=True)
 _SLOW = Classification(verdict="failure", reason="slow call", answered=True)
 RELEASED = Classification(verdict="neutral", reason="no verdict")
 
@@ -211,7 +210,8 @@ class CircuitBreaker:
         else `CircuitOpenError` is raised (at the `await`, when `fn` is a coroutine function).
         Where a plain function returns something awaitable, let the fallback do so, too.
         Exceptions of `fn` pass through. A use of the same breaker inside `fn`, such as a query of
-        a client protected by it, is part of this one call.
+        a client protected by it, is part of this one call; in tasks that `fn` starts, this holds
+        once a protected client, an HTTP client or a guard uses the breaker.
         """
         permit = self._circuit.permit
         if permit is None or self._is_marking:
@@ -282,7 +282,7 @@ class CircuitBreaker:
             return self._failed(permit, error, fallback)
         if _is_awaitable(result):
             return cast("T", self._finish(cast("Any", result), permit, fallback))
-        self.settle(permit, _SUCCESS)
+        self.settle(permit, SUCCESS)
         return result
 
     async def _finish(
@@ -293,7 +293,7 @@ class CircuitBreaker:
                 result = await awaitable
         except BaseException as error:  # noqa: BLE001 - _failed() raises it
             return cast("T", await _awaited(self._failed(permit, error, fallback)))
-        self.settle(permit, _SUCCESS)
+        self.settle(permit, SUCCESS)
         return result
 
     def _failed(self, permit: Permit, error: BaseException, fallback: Fallback[T] | None) -> T:
@@ -319,7 +319,7 @@ class CircuitBreaker:
         finally:
             del refusal  # as in _failed()
 
-    def guard(self) -> "Guard":
+    def guard(self) -> Guard:
         """Guard a block, also around an `await`: `with breaker.guard(): await query.execute()`.
 
         Entering raises `CircuitOpenError` while open; what leaves the block is its outcome.
@@ -518,33 +518,6 @@ class CircuitBreaker:
                     hook()
             except Exception:
                 _logger.exception("a hook failed on %s", event.name)
-
-
-class Guard:
-    """One guarded block; made by `CircuitBreaker.guard()`, good for one use."""
-
-    __slots__ = ("_breaker", "_permit", "_within")
-
-    def __init__(self, breaker: CircuitBreaker) -> None:
-        self._breaker = breaker
-
-    def __enter__(self) -> Self:
-        self._permit = self._breaker.acquire()
-        self._within = Within(self._breaker, is_probe=self._permit.is_probe)
-        self._within.__enter__()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._within.__exit__()
-        if error is None:
-            self._breaker.settle(self._permit, _SUCCESS)
-        else:
-            self._breaker.judge(self._permit, error)
 
 
 def _never_raising(

@@ -13,12 +13,11 @@ from tenacity import AsyncRetrying, RetryCallState, Retrying, wait_random_expone
 
 from supabase_resilience import _clock
 from supabase_resilience._checks import check_count, check_number, check_seconds
+from supabase_resilience._failure_table import SUCCESS
 from supabase_resilience.breaker import CircuitBreaker
 from supabase_resilience.failures import Classification
 
 __all__ = ["Attempt", "RetryConfig", "Schedule"]
-
-_SUCCESS = Classification(verdict="success")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +71,7 @@ class Attempt:
     @classmethod
     def of(cls, made: "Attempt | Any") -> "Attempt":
         """An attempt as it is; a response on its own is a success."""
-        return made if isinstance(made, cls) else cls(_SUCCESS, may_repeat=False, response=made)
+        return made if isinstance(made, cls) else cls(SUCCESS, may_repeat=False, response=made)
 
     def final(self) -> "Attempt":
         """The same, but not to be repeated."""
