@@ -6,6 +6,7 @@ A thin wrapper bound to a supabase-py client, sync or async. The map, from the f
 - decisions, no I/O: `failures` (the one failure table), `breaker`, `breakers`, `trip`, `retry`,
   `deadline`
 - drivers: `protect` (a client whose queries are guarded), `http` (the other services)
+- patterns: `queues` (jobs, in memory or durable on Supabase Queues)
 - for your tests: `testing`, and `local` (a whole Supabase without Docker, extra `local`)
 """
 
@@ -13,7 +14,12 @@ from supabase_resilience._requests import Target, by_table, idempotent
 from supabase_resilience.breaker import BreakerStats, CircuitBreaker
 from supabase_resilience.breakers import BreakersStats, CircuitBreakers
 from supabase_resilience.deadline import deadline
-from supabase_resilience.errors import CircuitOpenError, ResilienceError
+from supabase_resilience.errors import (
+    CircuitOpenError,
+    HandlerTimeoutError,
+    QueueError,
+    ResilienceError,
+)
 from supabase_resilience.events import Event, Hook, log_event
 from supabase_resilience.failures import Classification, classify
 from supabase_resilience.http import (
@@ -23,6 +29,20 @@ from supabase_resilience.http import (
     resilient_http_client,
 )
 from supabase_resilience.protect import AsyncProtectedClient, ProtectedClient, protect
+from supabase_resilience.queues import (
+    AsyncQueueProcessor,
+    AsyncSupabaseQueue,
+    DeadLetter,
+    Job,
+    MemoryQueue,
+    Postpone,
+    QueueMetrics,
+    QueueProcessor,
+    QueueStats,
+    SupabaseQueue,
+    current_job,
+    queue_processor,
+)
 from supabase_resilience.retry import RetryConfig
 from supabase_resilience.trip import FailureRate
 
@@ -30,28 +50,42 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AsyncProtectedClient",
+    "AsyncQueueProcessor",
     "AsyncResilientHttpClient",
+    "AsyncSupabaseQueue",
     "BreakerStats",
     "BreakersStats",
     "CircuitBreaker",
     "CircuitBreakers",
     "CircuitOpenError",
     "Classification",
+    "DeadLetter",
     "Event",
     "FailureRate",
+    "HandlerTimeoutError",
     "Hook",
+    "Job",
+    "MemoryQueue",
+    "Postpone",
     "ProtectedClient",
+    "QueueError",
+    "QueueMetrics",
+    "QueueProcessor",
+    "QueueStats",
     "ResilienceError",
     "ResilientHttpClient",
     "RetryConfig",
+    "SupabaseQueue",
     "Target",
     "__version__",
     "by_table",
     "classify",
+    "current_job",
     "deadline",
     "idempotent",
     "log_event",
     "protect",
+    "queue_processor",
     "resilient_async_http_client",
     "resilient_http_client",
 ]

@@ -2,13 +2,15 @@
 
 ```
 ResilienceError              everything raised on purpose by this package
-└── CircuitOpenError         a call that was not made because the circuit is open
+├── CircuitOpenError         a call that was not made because the circuit is open
+└── QueueError               a queue that cannot work as it is, and what sets it right
+    └── HandlerTimeoutError  a handler that did not end within its `handler_timeout`
 ```
 
 Errors of httpx and of Supabase pass through unchanged: `except APIError` keeps working.
 """
 
-__all__ = ["CircuitOpenError", "ResilienceError"]
+__all__ = ["CircuitOpenError", "HandlerTimeoutError", "QueueError", "ResilienceError"]
 
 
 class ResilienceError(Exception):
@@ -39,3 +41,18 @@ class CircuitOpenError(ResilienceError):
             else f"retry in {self.retry_after:.1f} s"
         )
         return f"Circuit breaker is OPEN: {self.breaker!r} refused the call; {when}"
+
+
+class QueueError(ResilienceError):
+    """A queue cannot do what was asked of it; the message says what to do, often as SQL to run."""
+
+    __module__ = "supabase_resilience"
+
+
+class HandlerTimeoutError(QueueError):
+    """A handler did not end within `handler_timeout` seconds; it spends an attempt like any error.
+
+    No `TimeoutError`, which would be an outage: a slow job would never run out of attempts.
+    """
+
+    __module__ = "supabase_resilience"

@@ -15,8 +15,20 @@ __all__ = [
     "CircuitDisabled",
     "CircuitHalfOpened",
     "CircuitOpened",
+    "DuplicateSkipped",
     "Event",
+    "HandlerAbandoned",
     "Hook",
+    "JobDeadLettered",
+    "JobFailed",
+    "JobPostponed",
+    "JobSucceeded",
+    "LeaseLost",
+    "MigrationOutdated",
+    "QueuePaused",
+    "QueueReachable",
+    "QueueResumed",
+    "QueueUnreachable",
     "RetryScheduled",
     "log_event",
 ]
@@ -121,15 +133,198 @@ class RetryScheduled(Event):
         return logging.DEBUG
 
 
-# One line per refusal or retry would be a second outage, in the logs.
-_COUNTED_ONLY = (CallRefused, RetryScheduled)
+# --- queues -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobSucceeded(Event):
+    """A handler returned after `seconds`; the job had waited `waited` seconds, retries included."""
+
+    name: ClassVar[str] = "job.succeeded"
+    queue: str
+    job: str
+    attempt: int
+    waited: float
+    seconds: float
+
+    @property
+    def severity(self) -> int:
+        """The usual."""
+        return logging.DEBUG
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobFailed(Event):
+    """An attempt failed with an error of type `error`; the job runs again in `delay` seconds."""
+
+    name: ClassVar[str] = "job.failed"
+    queue: str
+    job: str
+    attempt: int
+    error: str
+    delay: float
+
+    @property
+    def severity(self) -> int:
+        """One of many when a handler has a bad day; `on_error` sees each with its error."""
+        return logging.DEBUG
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobPostponed(Event):
+    """A job was given back and no attempt spent: something that it needs is out."""
+
+    name: ClassVar[str] = "job.postponed"
+    queue: str
+    job: str
+    reason: str
+    delay: float
+
+    @property
+    def severity(self) -> int:
+        """One of many during an outage."""
+        return logging.DEBUG
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobDeadLettered(Event):
+    """A job was given up on and is kept among the dead letters."""
+
+    name: ClassVar[str] = "job.dead_lettered"
+    queue: str
+    job: str
+    attempts: int
+    reason: str
+    error: str
+
+    @property
+    def severity(self) -> int:
+        """It waits for a person."""
+        return logging.ERROR
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DuplicateSkipped(Event):
+    """A second delivery of a job that was done here already; it was acknowledged, not run."""
+
+    name: ClassVar[str] = "job.duplicate_skipped"
+    queue: str
+    job: str
+
+    @property
+    def severity(self) -> int:
+        """At least once means that this happens."""
+        return logging.DEBUG
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseLost(Event):
+    """A job's visibility timeout ran out in mid-handler, so it will be delivered again."""
+
+    name: ClassVar[str] = "job.lease_lost"
+    queue: str
+    job: str
+
+    @property
+    def severity(self) -> int:
+        """The handler is too slow for its queue, or Supabase cannot be reached."""
+        return logging.WARNING
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandlerAbandoned(Event):
+    """A handler outlasted its timeout and could not be stopped; its place was given to another."""
+
+    name: ClassVar[str] = "queue.handler_abandoned"
+    queue: str
+    job: str
+    seconds: float
+
+    @property
+    def severity(self) -> int:
+        """Its thread or task stays until it ends by itself."""
+        return logging.ERROR
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueuePaused(Event):
+    """No job is started: by hand, or since an outage (`reason`) made handlers give jobs back."""
+
+    name: ClassVar[str] = "queue.paused"
+    queue: str
+    reason: str
+
+    @property
+    def severity(self) -> int:
+        """Work piles up meanwhile."""
+        return logging.WARNING
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueResumed(Event):
+    """Jobs are started again, after `seconds`."""
+
+    name: ClassVar[str] = "queue.resumed"
+    queue: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueUnreachable(Event):
+    """Reading the queue failed; it is tried again with back-off, and told once until it works."""
+
+    name: ClassVar[str] = "queue.unreachable"
+    queue: str
+    reason: str
+    needs_you: bool
+
+    @property
+    def severity(self) -> int:
+        """What no waiting can heal (a missing queue, a bad key) is an error."""
+        return logging.ERROR if self.needs_you else logging.WARNING
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueReachable(Event):
+    """Reading the queue works again, after `seconds`."""
+
+    name: ClassVar[str] = "queue.reachable"
+    queue: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MigrationOutdated(Event):
+    """The functions of `part` in the database are of an older version and are not used."""
+
+    name: ClassVar[str] = "migration.outdated"
+    part: str
+    version: int
+    remedy: str
+
+    @property
+    def severity(self) -> int:
+        """All works, but not as well."""
+        return logging.WARNING
+
+
+# One line per refusal, retry or job would be a second outage, in the logs.
+_COUNTED_ONLY = (
+    CallRefused,
+    RetryScheduled,
+    JobSucceeded,
+    JobFailed,
+    JobPostponed,
+    DuplicateSkipped,
+)
 
 
 def log_event(event: Event) -> None:
     """Log state changes on the logger `supabase_resilience`; the default for every `on_event`.
 
     The message is the event's dotted name with its fields, the fields are also in the record's
-    `resilience` attribute. Refusals and retries are counted in `get_stats()`, not logged.
+    `resilience` attribute. What happens to single calls and jobs is not logged: `get_stats()`
+    counts it.
     """
     if isinstance(event, _COUNTED_ONLY) or not _logger.isEnabledFor(event.severity):
         return

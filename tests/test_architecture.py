@@ -30,6 +30,7 @@ FLOORS: dict[str, set[str]] = {
         "deadline",
     },
     "drivers": {"_countdown", "_session", "protect", "http", "_services", "_exchange"},
+    "patterns": {"queues"},
     "top": {"__init__", "testing"},
 }
 # What shows and combines: it may import all of the above and `local`, and nobody imports it.
@@ -53,6 +54,8 @@ KNOW_BACKENDS = {
     "protect",
     "http",
     "_services",
+    # Only the type of a client, and the error that one call raises.
+    "queues",
 }
 
 

@@ -1,0 +1,295 @@
+"""The tasks that run handlers: who takes which job, and what happens to one that hangs."""
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple, cast
+
+from supabase_resilience.errors import HandlerTimeoutError, QueueError
+from supabase_resilience.queues._async_parking import AsyncParking
+from supabase_resilience.queues._core import Core
+from supabase_resilience.queues._handler_threads import HandlerThreads
+from supabase_resilience.queues._jobs import Job, Settlement, _current
+
+__all__ = ["AsyncCrew", "AsyncOnError", "AsyncTies"]
+
+AsyncOnError = Callable[[Exception, Job], object]
+_logger = logging.getLogger("supabase_resilience")
+# A handler that was canceled may still clean up for so many seconds.
+_GRACE = 1.0
+# Handlers that never wait would keep all other tasks of the loop waiting.
+_JOBS_IN_A_ROW = 32
+
+
+class AsyncTies(NamedTuple):
+    """What a crew asks of its processor.
+
+    `settle` carries out what becomes of a job. `changed` tells all who wait, `is_filling` whether
+    jobs may still come in a stop.
+    """
+
+    settle: Callable[[Settlement], Awaitable[None]]
+    changed: Callable[[], None]
+    is_filling: Callable[[], bool]
+    request_stop: Callable[[], None]
+
+
+class AsyncCrew:
+    """`concurrency` workers on one list of jobs."""
+
+    def __init__(self, core: Core, ties: AsyncTies, on_error: AsyncOnError | None) -> None:
+        self._core = core
+        self._process = cast("Callable[[Any], Any]", core.process)  # a producer has no workers
+        self._ties = ties
+        self._on_error = on_error
+        self._parking = AsyncParking()
+        self._threads = HandlerThreads(core.name)
+        self._calls_on_loop = _is_async(core.process)
+        self._abandoned: set[asyncio.Task[object]] = set()
+        self.workers: set[asyncio.Task[None]] = set()
+
+    def start(self) -> None:
+        """Start all workers."""
+        for number in range(self._core.settings.concurrency):
+            task = asyncio.create_task(self.work(), name=f"queue {self._core.name} {number}")
+            self.workers.add(task)
+            task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self.workers.discard(task)
+        self._ties.changed()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether a worker waits for a job."""
+        return bool(self._parking)
+
+    def wake_one(self) -> None:
+        """There is a job."""
+        self._parking.wake_one()
+
+    def wake_all(self) -> None:
+        """Things have changed."""
+        self._parking.wake_all()
+
+    async def abandon_all(self) -> None:
+        """Cancel whoever still runs a handler, and wait a moment for it."""
+        workers, self.workers = set(self.workers), set()
+        for worker in workers:
+            worker.cancel()
+        if workers:
+            await asyncio.wait(workers, timeout=_GRACE)
+        self._threads.close()
+
+    # --- who takes which job ----------------------------------------------------------------------
+
+    async def work(self) -> None:
+        """The life of a worker."""
+        core, take = self._core, self._core.ready.take
+        done: Job | None = None
+        in_a_row = 0
+        while True:
+            if core.may_take:
+                job = take(done)
+            else:
+                job = None
+                if done is not None:
+                    core.ready.end(done)
+            if job is None and (job := await self._wait_for_job()) is None:
+                return
+            done = await self.handle(job)
+            in_a_row += 1
+            if in_a_row == _JOBS_IN_A_ROW:
+                in_a_row = 0
+                await asyncio.sleep(0)
+
+    async def _wait_for_job(self) -> Job | None:
+        while True:
+            # Before the list is looked at: who adds a job after that finds somebody to wake.
+            spot = self._parking.enter()
+            wait = self._core.start_in()
+            job = self._core.ready.take() if wait == 0.0 else None
+            if job is not None or self._is_over():
+                self._parking.leave(spot)
+                if job is not None:
+                    self._core.books.brake.try_one()
+                return job
+            await self._parking.wait(spot, wait or self._due_in())
+
+    def _is_over(self) -> bool:
+        """Whether there is nothing more to do, now or later."""
+        core = self._core
+        if core.phase != "stopping":
+            return core.phase == "stopped"
+        if not core.drains:
+            return True
+        if core.is_durable:
+            return not core.ready.waiting and not self._ties.is_filling()
+        return not core.ready.unfinished
+
+    def _due_in(self) -> float | None:
+        due = self._core.ready.next_due() if self._core.start_in() == 0.0 else None
+        return None if due is None else max(0.001, due - self._core.clock())
+
+    # --- one job ----------------------------------------------------------------------------------
+
+    async def handle(self, job: Job) -> Job | None:
+        """Run the handler for a job, as often as strict order asks, and settle it.
+
+        A job that is done in memory is returned: it ends as the next one is taken.
+        """
+        if self._core.looks_twice and await self._refused(job):
+            return None
+        try:
+            settlement = await self._attempt(job)
+            while settlement is not None and await self._waits_in_place(settlement):
+                settlement = await self._attempt(job)
+        except asyncio.CancelledError:
+            if not self._core.is_durable:  # else the link knows what is in hand
+                self._core.ready.give_back(job, 0.0, is_retry=False)
+            raise
+        if settlement is None:
+            return job
+        await self._ties.settle(settlement)
+        return None
+
+    async def _refused(self, job: Job) -> bool:
+        """Whether a job is not to be run, and so has been settled."""
+        core = self._core
+        if core.lease_left(job) <= 0.0:
+            core.books.lost(job)
+            await self._ties.settle(Settlement(kind="postponed", job=job))
+            return True
+        refusal = core.books.refusal(job, is_durable=core.is_durable)
+        if refusal is not None:
+            await self._ties.settle(refusal)
+        return refusal is not None
+
+    async def _attempt(self, job: Job) -> Settlement | None:
+        """Call the handler; what becomes of the job, or None when it is done in memory."""
+        began_at = self._core.clock()
+        token = _current.set(job)
+        try:
+            if self._core.settings.handler_timeout is not None:
+                await self._call_within(job, self._core.settings.handler_timeout)
+            elif self._calls_on_loop:
+                await self._process(job.data)
+            else:
+                await self._call_on_thread(job)
+        except BaseException as error:  # noqa: BLE001 - _raised() decides
+            return await self._raised(job, error)
+        finally:
+            _current.reset(token)
+        return self._succeeded(job, self._core.clock() - began_at)
+
+    async def _call_on_thread(self, job: Job) -> None:
+        result, error = await self._threads.run(self._process, job.data)
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # or it and its traceback keep this frame alive, and the job with it
+        if inspect.isawaitable(result):  # a plain function that hands out a coroutine
+            await result
+
+    async def _call_within(self, job: Job, limit: float) -> None:
+        call = self._process(job.data) if self._calls_on_loop else self._call_on_thread(job)
+        task: asyncio.Task[object] = asyncio.ensure_future(_guarded(call))
+        try:
+            done, _ = await asyncio.wait({task}, timeout=limit)
+            if not done:
+                await self._give_up_on(task, job, limit)
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
+        error = await task
+        if isinstance(error, BaseException):
+            raise error
+
+    async def _give_up_on(self, task: "asyncio.Task[object]", job: Job, limit: float) -> None:
+        task.cancel()
+        done, _ = await asyncio.wait({task}, timeout=_GRACE)
+        if not done or not self._calls_on_loop:
+            self._core.books.abandoned(job, limit)
+        if not done:
+            self._abandoned.add(task)
+            task.add_done_callback(self._abandoned.discard)
+        raise HandlerTimeoutError(f"the handler did not end within {limit:g} s")
+
+    def _succeeded(self, job: Job, seconds: float) -> Settlement | None:
+        core = self._core
+        was_braking = core.books.brake.is_on
+        core.books.succeeded(job, seconds, is_durable=core.is_durable)
+        if was_braking:
+            self._ties.changed()
+        return Settlement(kind="done", job=job) if core.is_durable else None
+
+    async def _raised(self, job: Job, error: BaseException) -> Settlement:
+        if isinstance(error, asyncio.CancelledError):
+            if _is_canceled():
+                raise error
+            error = _canceled_itself(error)
+        if not isinstance(error, Exception):
+            self._core.fatal = error
+            self._ties.request_stop()
+        was_braking = self._core.books.brake.is_on
+        settlement = self._core.books.raised(job, error)
+        if isinstance(error, Exception) and settlement.kind != "postponed":
+            await self._tell_error(error, job)
+        if was_braking or self._core.books.brake.is_on:
+            self._ties.changed()
+        return settlement
+
+    async def _tell_error(self, error: Exception, job: Job) -> None:
+        if self._on_error is None:
+            return
+        try:
+            result = self._on_error(error, job)
+            if inspect.isawaitable(result):
+                await result
+        except Exception:
+            _logger.exception("on_error failed for job %s of %r", job.id, job.queue)
+
+    async def _waits_in_place(self, settlement: Settlement) -> bool:
+        """With strict order a job is repeated before any other; whether it can be now."""
+        core, job = self._core, settlement.job
+        if not core.settings.strict_order or settlement.kind not in {"retry", "postponed"}:
+            return False
+        until = core.clock() + settlement.delay
+        while core.phase == "running" and not job.is_lost:
+            spot = self._parking.enter()
+            wait = max(until - core.clock(), core.books.brake.wait() or 0.0)
+            if wait <= 0.0 and not core.is_paused:
+                self._parking.leave(spot)
+                job.attempt += settlement.kind == "retry"
+                return True
+            await self._parking.wait(spot, wait if wait > 0.0 else None)
+        return False
+
+
+async def _guarded(call: Awaitable[object]) -> object:
+    """What a call raised, as a value: a task that raises KeyboardInterrupt would end the loop."""
+    try:
+        await call
+    except asyncio.CancelledError:
+        raise
+    except BaseException as error:  # noqa: BLE001 - it is raised again where it is awaited
+        return error
+    return None
+
+
+def _is_async(process: object) -> bool:
+    call = getattr(process, "__call__", None)  # noqa: B004 - is it async, not: is it callable
+    return inspect.iscoroutinefunction(process) or inspect.iscoroutinefunction(call)
+
+
+def _is_canceled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _canceled_itself(error: asyncio.CancelledError) -> QueueError:
+    ours = QueueError("the handler was canceled, and not by its queue")
+    ours.__cause__ = error
+    return ours

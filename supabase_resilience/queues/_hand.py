@@ -1,0 +1,147 @@
+"""What is in hand of a durable queue, and what is to be told to it: the state of a link.
+
+It waits for nothing and is not thread-safe: the sync link uses it under a lock.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from supabase_resilience.failures import classify
+from supabase_resilience.queues._core import FOREVER, Core, by_lane
+from supabase_resilience.queues._decisions import Intake
+from supabase_resilience.queues._jobs import Job, Settlement
+
+__all__ = ["Hand"]
+
+
+class Hand:
+    """Jobs that are leased here, started or not, and settlements that the server does not know."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._intake = Intake(core.settings.concurrency, core.clock)
+        self._held: dict[int, Job] = {}
+        self._outbox: list[Settlement] = []
+        self._saw_empty = False
+        self.is_under_way = False
+
+    def __len__(self) -> int:
+        """How many jobs are leased here."""
+        return len(self._held)
+
+    def wake(self, *, watch_for_empty: bool = False) -> None:
+        """Something is likely to be there, or somebody wants to know that there is nothing."""
+        self._intake.wake()
+        self._saw_empty = self._saw_empty and not watch_for_empty
+
+    # --- jobs come and go -------------------------------------------------------------------------
+
+    def hold(self, jobs: Sequence[Job], lease_ends_at: float) -> None:
+        """Jobs have come, to be started at once."""
+        for job in jobs:
+            job.lease_ends_at = lease_ends_at
+            self._held[id(job)] = job
+        self._core.ready.load(jobs)
+
+    def holds(self, job: Job) -> bool:
+        """Whether a job is still in hand."""
+        return id(job) in self._held
+
+    def release(self, job: Job) -> None:
+        """Its place is free."""
+        if self._held.pop(id(job), None) is not None:
+            self._core.ready.end(job)
+        self._intake.freed()
+
+    def post(self, settlement: Settlement) -> None:
+        """To be told with the next round trip."""
+        self._outbox.append(settlement)
+        self._intake.freed()
+
+    def return_unstarted(self) -> None:
+        """Give back what has come and should not be started now."""
+        while (job := self._core.ready.take()) is not None:
+            self.release(job)
+            self.post(Settlement(kind="postponed", job=job))
+
+    def drop(self) -> list[Settlement]:
+        """All that is to be told when nothing is in hand any more."""
+        left = [*self._outbox, *(Settlement(kind="postponed", job=job) for job in self.jobs())]
+        self._held, self._outbox = {}, []
+        return left
+
+    def jobs(self) -> list[Job]:
+        """All that are leased here."""
+        return list(self._held.values())
+
+    # --- round trips ------------------------------------------------------------------------------
+
+    def turn_in(self) -> float | None:
+        """Seconds until a round trip is due; None until something changes."""
+        wait = self._intake.wait(self._free(), len(self._outbox))
+        brake = self._core.books.brake
+        if brake.is_on and not self._outbox:
+            pause = brake.wait()
+            return None if pause is None or self._held else max(wait, pause)
+        return None if wait == FOREVER else wait
+
+    def _free(self) -> int:
+        """How many jobs could start now."""
+        if self._core.phase != "running" or self._core.is_paused:
+            return 0
+        if self._core.books.brake.is_on:
+            return 1 if not self._held and self._core.books.brake.wait() == 0.0 else 0
+        return self._core.settings.concurrency - len(self._held)
+
+    def begin_trip(self) -> tuple[dict[str, list[Settlement]], int]:
+        """What is to be told, by lane, and how many jobs to ask for."""
+        outbox, self._outbox = self._outbox, []
+        free = self._free() if self._intake.may_read() else 0
+        self._intake.went()
+        return by_lane(outbox), free
+
+    def ended_trip(self, asked: int, found: int) -> None:
+        """A round trip has worked."""
+        if not asked:
+            self._intake.settled()
+            return
+        self._intake.read(found)
+        self._saw_empty = not found
+
+    def failed_trip(self, error: Exception, unsent: Sequence[Settlement]) -> None:
+        """A round trip has failed: keep what could not be told, as long as it matters."""
+        late = [each for each in unsent if self._core.lease_left(each.job) <= 0.0]
+        for settlement in late:
+            self._core.books.lost(settlement.job)
+        self._outbox[:0] = [each for each in unsent if each not in late]
+        self._intake.failed(classify(error), is_urgent=bool(self._outbox))
+
+    def is_over(self) -> bool:
+        """Whether no round trip will be due any more."""
+        if self._core.phase == "stopping":
+            return not (self._held or self._outbox)
+        return self._core.phase == "stopped"
+
+    def is_empty(self) -> bool:
+        """Whether the queue was empty when it was last read, and nothing is in hand."""
+        return self._saw_empty and not (self._held or self._outbox or self.is_under_way)
+
+    # --- leases -----------------------------------------------------------------------------------
+
+    def expiring(self) -> dict[str, list[Job]]:
+        """Jobs whose lease should be extended now, by lane."""
+        soon = self._core.settings.visibility_timeout * 0.75
+        parts: dict[str, list[Job]] = {}
+        for job in self._held.values():
+            if self._core.lease_left(job) < soon:
+                parts.setdefault(job.lane, []).append(job)
+        return parts
+
+    def watch(self) -> Iterator[float]:
+        """Tell which leases have run out; seconds until others may have."""
+        yield self._core.settings.visibility_timeout
+        for job in self.jobs():
+            left = self._core.lease_left(job)
+            if left > 0.0:
+                yield left
+            elif not job.is_lost:
+                self._core.books.lost(job)
