@@ -133,6 +133,17 @@ def test_a_dead_server_is_left_alone(outage, how):
     assert 0 < requests(dead_server.failure_rate) <= alone / 100
 
 
+# --- idle workers -------------------------------------------------------------------------------
+
+
+def test_a_thousand_idle_workers_are_a_light_load():
+    """At most 200 requests a second in all, and a new job is found within five seconds."""
+    told = run("queues.py", "polling", "--polled-jobs", "20")
+    rows = re.findall(r"^\| ([^|]+?) \| (<= \d+) \| [^|]+ \| (yes|NO) \|", told, re.MULTILINE)
+    assert 3 == len(rows)
+    assert {"yes"} == {verdict for _, _, verdict in rows}
+
+
 # --- as programs --------------------------------------------------------------------------------
 
 
@@ -171,3 +182,19 @@ def test_the_breaker_tables_have_their_rows():
     assert rows_of(told, "Open") >= {"floor: counter under a lock", *ours}
     assert rows_of(told, "A whole query") >= {"sync", "async"}
     assert len(rows_of(told, "What ours must reach")) == 1 + 8
+
+
+def test_the_queue_tables_have_their_rows():
+    """Ours, the floors and the loop, with or without any peer installed."""
+    told = run(
+        "queues.py", "memory", "durable", "--rounds", "2", "--jobs", "200", "--kept", "2000",
+        "--durable-rounds", "1", "--durable-jobs", "100", "--waiting", "300", "--urgent", "20",
+    )  # fmt: skip
+    assert rows_of(told, "In memory, async") >= {"ours", "bare tasks on asyncio.PriorityQueue"}
+    assert rows_of(told, "In memory, sync") >= {"ours", "bare threads on queue.PriorityQueue"}
+    assert len(rows_of(told, "Memory, once they are done")) == 1 + 10
+    for colour in ("sync", "async"):
+        rows = rows_of(told, f"LocalSupabase, {colour}")
+        assert rows >= {"hand-written loop", "ours, stock", "ours, migrated"}
+    assert rows_of(told, "Priority under load") >= {"lanes, stock", "migrated, no lanes"}
+    assert len(rows_of(told, "What ours must reach")) == 1 + 3 + 2 + 6 + 4

@@ -46,6 +46,23 @@ def test_the_first_example_survives_an_outage(name):
     )
 
 
+def test_the_queue_example_onboards_every_user_once():
+    """Through refusals, an outage that costs no attempt, and a dead letter that is replayed."""
+    told = run("03_onboarding_queue.py")
+    positions(
+        told,
+        "the mail service goes down",
+        "the mail service is back",
+        "a dead letter: failed 3 times, KeyError; fixed, and replayed",
+        "40 profiles",
+        "40 preferences",
+        "40 mails",
+    )
+    failed, postponed = re.search(r"(\d+) attempts failed, (\d+) met the outage", told).groups()
+    assert int(failed) >= 3
+    assert int(postponed) >= 1
+
+
 def test_the_demo_compares_a_protected_app_with_a_plain_one():
     """The sick server is spared most requests, nobody waits as long, and no profile is lost."""
     told = run("demo.py")

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -103,7 +103,7 @@ def _complain(text: str) -> None:
 
 
 @contextmanager
-def _project() -> Iterator[Client]:
+def _project() -> Generator[Client]:
     url, key = os.environ.get("SUPABASE_URL"), os.environ.get("SUPABASE_KEY")
     if not (url and key):
         given = {"SUPABASE_URL": url, "SUPABASE_KEY": key}
@@ -159,7 +159,7 @@ def _dead(_: Client, queue: SupabaseQueue, options: argparse.Namespace) -> int:
 
 def _row(letter: DeadLetter, *, show_data: bool) -> list[object]:
     died = datetime.fromtimestamp(letter.died_at, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
-    row = [letter.id, died, letter.attempts, letter.error or "-", letter.reason]
+    row: list[object] = [letter.id, died, letter.attempts, letter.error or "-", letter.reason]
     return [*row, json.dumps(letter.data, ensure_ascii=False)] if show_data else row
 
 

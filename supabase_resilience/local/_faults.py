@@ -42,6 +42,8 @@ class Faults:
         match: str = ".*",
         method: str | None = None,
         times: int | None = 1,
+        share: float = 1.0,
+        seed: int = 0,
         status: int | None = None,
         headers: Mapping[str, str] | None = None,
         body: str | dict[str, Any] | list[Any] | None = None,
@@ -52,8 +54,9 @@ class Faults:
         """Make the next `times` requests that match (None: all of them) fail as described.
 
         `match` is a regular expression, searched in path and query; `method` narrows it to one HTTP
-        method. WebSocket upgrades are requests, too. After `delay` seconds one of these happens;
-        without any of them, the request just arrives late:
+        method. WebSocket upgrades are requests, too. `share` of these are hit (0.05 is one in
+        twenty), drawn at random from `seed`; the others go on to the faults after it. After `delay`
+        seconds one of these happens; without any of them, the request just arrives late:
 
         - `status`, with `headers` and `body` (a dict or list becomes JSON): this answer, without
           the servers' having been asked;
@@ -69,7 +72,7 @@ class Faults:
         options that contradict each other.
         """
         check_pattern(match)
-        _check_numbers(times=times, status=status, delay=delay)
+        _check_numbers(times=times, share=share, status=status, delay=delay)
         _check_combination(
             status=status, answer=(headers, body), drop=drop, stall=stall, delay=delay
         )
@@ -77,6 +80,8 @@ class Faults:
             "match": match,
             "method": method.upper() if method else None,
             "times": times,
+            "share": share,
+            "seed": seed,
             "status": status,
             "drop": drop,
             "delay": delay,
@@ -101,9 +106,11 @@ def check_pattern(match: str) -> None:
         raise ValueError(f"match={match!r} is no regular expression: {error}") from None
 
 
-def _check_numbers(*, times: int | None, status: int | None, delay: float) -> None:
+def _check_numbers(*, times: int | None, share: float, status: int | None, delay: float) -> None:
     if times is not None and times < 1:
         raise ValueError(f"times must be at least 1, or None for ever, got {times}")
+    if not 0 < share <= 1:
+        raise ValueError(f"share must be above 0 and at most 1, got {share}")
     if status is not None and not 200 <= status <= 599:
         raise ValueError(f"status must be from 200 to 599, got {status}")
     if not (math.isfinite(delay) and delay >= 0):

@@ -82,8 +82,9 @@ class Faults {
 
   add(description) {
     const id = ++this.#lastId;
-    const { times, match, ...fault } = description;
-    this.#active.set(id, { ...fault, id, left: times ?? Infinity, pattern: new RegExp(match) });
+    const { times, match, seed, ...fault } = description;
+    const ready = { left: times ?? Infinity, pattern: new RegExp(match), draw: randomFrom(seed) };
+    this.#active.set(id, { ...fault, id, ...ready });
     this.#counts.set(id, 0);
     return id;
   }
@@ -123,11 +124,23 @@ class Faults {
     for (const fault of this.#active.values()) {
       if (fault.method && fault.method !== request.method) continue;
       if (!fault.pattern.test(request.url)) continue;
+      if (fault.draw() >= fault.share) continue;
       if (--fault.left === 0) this.#active.delete(fault.id);
       this.#counts.set(fault.id, this.#counts.get(fault.id) + 1);
       return fault;
     }
   }
+}
+
+/** Numbers from 0 to 1 that are the same for the same seed (a Weyl sequence, mixed). */
+function randomFrom(seed) {
+  let state = seed | 0;
+  return () => {
+    state = (state + 0x9e3779b9) | 0;
+    let mixed = Math.imul(state ^ (state >>> 16), 0x85ebca6b);
+    mixed = Math.imul(mixed ^ (mixed >>> 13), 0xc2b2ae35);
+    return ((mixed ^ (mixed >>> 16)) >>> 0) / 2 ** 32;
+  };
 }
 
 const faults = new Faults();

@@ -174,6 +174,8 @@ class AsyncQueueProcessor:
         self._crew.start()
         for loop in [] if self._link is None else self._link.begin():
             self._keep_task(loop)
+        if self._core.stop_is_requested:
+            self._begin_requested_stop()
 
     def _keep_task(self, loop: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(loop)
@@ -182,11 +184,12 @@ class AsyncQueueProcessor:
 
     async def _start_by_itself(self) -> None:
         """A queue in memory starts with its first job."""
-        if self._core.process is not None:
+        if self._core.starts_by_itself:
             await self.start()
 
     def request_stop(self) -> None:
         """Ask for `stop()` and return at once; takes no lock: a signal handler may call it."""
+        self._core.stop_is_requested = True
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._begin_requested_stop)
 
@@ -227,6 +230,7 @@ class AsyncQueueProcessor:
 
     async def _end_stop(self) -> None:
         self._core.phase = "stopped"
+        self._core.stop_is_requested = False
         self._core.ready.unwake(self._waken)
         self._changed()
         await self._crew.abandon_all()
@@ -398,7 +402,7 @@ class AsyncQueueProcessor:
 
     def _waken(self) -> None:
         """A job was added, or the last one in hand has ended."""
-        if self._crew.is_idle or self._something:
+        if self._crew.parking.spots or self._something.spots:
             self._on_loop(self._wake_one)
 
     def _wake_one(self) -> None:

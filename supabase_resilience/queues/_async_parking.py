@@ -15,16 +15,12 @@ class AsyncParking:
     """
 
     def __init__(self) -> None:
-        self._spots: deque[Spot] = deque()
-
-    def __len__(self) -> int:
-        """How many tasks are idle."""
-        return len(self._spots)
+        self.spots: deque[Spot] = deque()
 
     def enter(self) -> Spot:
         """From here on this task can be woken, even before it waits."""
         spot: Spot = asyncio.get_running_loop().create_future()
-        self._spots.append(spot)
+        self.spots.append(spot)
         return spot
 
     async def wait(self, spot: Spot, timeout: float | None) -> None:  # noqa: ASYNC109
@@ -49,20 +45,20 @@ class AsyncParking:
 
     def _forget(self, spot: Spot) -> bool:
         try:
-            self._spots.remove(spot)
+            self.spots.remove(spot)
         except ValueError:
             return False
         return True
 
     def wake_one(self) -> None:
         """Wake an idle task, if there is one."""
-        if self._spots:
-            _wake(self._spots.pop())
+        if self.spots:
+            _wake(self.spots.pop())
 
     def wake_all(self) -> None:
         """Wake all that are idle now."""
-        while self._spots:
-            _wake(self._spots.pop())
+        while self.spots:
+            _wake(self.spots.pop())
 
 
 def _wake(spot: Spot) -> None:

@@ -127,9 +127,10 @@ class Books:
             self._count_dead(settlement)
         return settlement
 
-    def succeeded(self, job: Job, seconds: float, *, is_durable: bool) -> None:
-        """A handler has returned."""
-        waited = self._clock() + self._epoch - job.enqueued_at - seconds
+    def succeeded(self, job: Job, began_at: float, *, is_durable: bool) -> None:
+        """A handler that began at `began_at` has returned."""
+        seconds = self._clock() - began_at
+        waited = began_at + self._epoch - job.enqueued_at
         # Each is one step, so that workers need not queue for a lock after every job.
         next(self._succeeded)
         self._times.append((seconds, waited))
@@ -138,15 +139,13 @@ class Books:
         if self.brake.is_on:
             self.release_brake()
         if self._tells_successes:
-            self.tell(
-                JobSucceeded(
-                    queue=self.queue,
-                    job=job.id,
-                    attempt=job.attempt,
-                    waited=waited,
-                    seconds=seconds,
-                )
+            event = JobSucceeded(
+                queue=self.queue, job=job.id, attempt=job.attempt, waited=waited, seconds=seconds
             )
+            try:
+                self._on_event(event)
+            except Exception:
+                _logger.exception("on_event failed for %s", event.name)
 
     def raised(self, job: Job, error: BaseException) -> Settlement:
         """A handler has raised: what becomes of its job."""

@@ -75,6 +75,8 @@ class Core:
         # Whether a stop works off what waits; whether jobs are held back by hand.
         self.drains = True
         self.is_paused = False
+        # Asked for by a signal, maybe before anything runs; forgotten once it has stopped.
+        self.stop_is_requested = False
         # What a handler raised that ends the process.
         self.fatal: BaseException | None = None
 
@@ -82,9 +84,10 @@ class Core:
 
     def new_job(self, data: Any, priority: int, delay: float, key: str | None) -> Job:
         """Check the arguments of `enqueue` and make a job of them."""
-        if type(priority) is not int or not -_LARGEST_PRIORITY <= priority <= _LARGEST_PRIORITY:
+        if priority or type(priority) is not int:
             check_count("priority", priority, at_least=-_LARGEST_PRIORITY)
-            raise ValueError(f"priority must be <= {_LARGEST_PRIORITY}, got {priority!r}")
+            if priority > _LARGEST_PRIORITY:
+                raise ValueError(f"priority must be <= {_LARGEST_PRIORITY}, got {priority!r}")
         if delay:
             check_number("delay", delay, at_least=0.0)
         if key is not None:
@@ -218,6 +221,11 @@ class Core:
         """Say so when there was nothing to replay."""
         if not is_there:
             raise QueueError(f"{self.name!r} has no dead letter {id!r}; dead_letters() lists them")
+
+    @property
+    def starts_by_itself(self) -> bool:
+        """Whether a first job starts the workers: not when no time passes that they could wait."""
+        return self.process is not None and not getattr(self.clock, "stands_still", False)
 
     def check_process(self) -> None:
         """A producer cannot be started."""

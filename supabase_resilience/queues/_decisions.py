@@ -217,34 +217,32 @@ class Brake:
         self._breaks = 0
         self._ends_at = 0.0
         self._is_trying = False
-        self.began_at: float | None = None
-
-    @property
-    def is_on(self) -> bool:
-        """Whether the queue is held back."""
-        return self.began_at is not None
+        self._began_at = 0.0
+        # Whether the queue is held back; plain, as every worker reads it before every job.
+        self.is_on = False
 
     def hit(self, retry_after: float | None) -> bool:
         """A job was given back because of an outage; whether that is news."""
         self._is_trying = False
         now = self._clock()
-        if self.began_at is not None and now < self._ends_at:
+        if self.is_on and now < self._ends_at:
             return False  # one of those that were in hand when the outage began
-        is_news = self.began_at is None
-        self.began_at = now if self.began_at is None else self.began_at
+        is_news = not self.is_on
+        self._began_at = now if is_news else self._began_at
+        self.is_on = True
         self._ends_at = now + max(_break(self._breaks), retry_after or 0.0)
         self._breaks += 1
         return is_news
 
     def wait(self) -> float | None:
         """Seconds until a job may be tried, 0 for now, None while one is being tried."""
-        if self.began_at is None:
+        if not self.is_on:
             return 0.0
         return None if self._is_trying else max(0.0, self._ends_at - self._clock())
 
     def try_one(self) -> None:
         """A job is let through."""
-        self._is_trying = self.began_at is not None
+        self._is_trying = self.is_on
 
     def tried_in_vain(self) -> None:
         """What was let through came to no verdict."""
@@ -252,9 +250,9 @@ class Brake:
 
     def release(self) -> float | None:
         """All may run again; for how many seconds they could not, None when they could."""
-        began_at, self.began_at = self.began_at, None
+        was_on, self.is_on = self.is_on, False
         self._is_trying, self._breaks = False, 0
-        return None if began_at is None else self._clock() - began_at
+        return self._clock() - self._began_at if was_on else None
 
 
 def _break(before: int) -> float:
@@ -386,8 +384,10 @@ class Intake:
         now = self._clock()
         if self.pace.has_failed:
             return max(0.0, self._read_at - now) if free or settlements else _FOREVER
+        # Nobody waits for others: nothing has become free since the last round trip.
+        is_alone = self._waiting_since is None
         since = now if self._waiting_since is None else self._waiting_since
-        linger = 0.0 if free >= self._enough else max(0.0, since + self.LINGER - now)
+        linger = 0.0 if is_alone or free >= self._enough else max(0.0, since + self.LINGER - now)
         to_read = max(linger, self._read_at - now) if free else _FOREVER
         to_settle = max(0.0, since + self.LINGER - now) if settlements else _FOREVER
         return max(0.0, min(to_read, to_settle))

@@ -81,7 +81,10 @@ class Hand:
         brake = self._core.books.brake
         if brake.is_on and not self._outbox:
             pause = brake.wait()
-            return None if pause is None or self._held else max(wait, pause)
+            if pause is None or self._held:
+                return None
+            if pause:  # nothing is free before it is over
+                return pause
         return None if wait == FOREVER else wait
 
     def _free(self) -> int:

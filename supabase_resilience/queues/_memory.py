@@ -98,7 +98,9 @@ class MemoryQueue:
         """
         with self._lock:
             if done is not None:
-                self._end_locked(done)
+                self._in_hand -= 1
+                if done.dedupe_key is not None:
+                    self._keys.pop(done.dedupe_key, None)
             if self._delayed:
                 self._ripen_locked()
             if self._ready:
@@ -121,17 +123,14 @@ class MemoryQueue:
     def end(self, job: Job, letter: DeadLetter | None = None) -> None:
         """A job in hand is over: done, or a dead letter."""
         with self._lock:
-            self._end_locked(job)
+            self._in_hand -= 1
+            if job.dedupe_key is not None:
+                self._keys.pop(job.dedupe_key, None)
             if letter is not None:
                 self._dead[letter.id] = letter
             is_last = not (self._in_hand or self._ready or self._delayed)
         if is_last:
             self._tell()
-
-    def _end_locked(self, job: Job) -> None:
-        self._in_hand -= 1
-        if job.dedupe_key is not None:
-            self._keys.pop(job.dedupe_key, None)
 
     def _place_locked(self, job: Job, delay: float) -> None:
         if delay > 0.0:

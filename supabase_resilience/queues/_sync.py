@@ -120,7 +120,6 @@ class QueueProcessor:
         self._link = link
         self._crew = Crew(self._core, ties, self._on_error)
         self._signals: stdlib_queue.SimpleQueue[None] = stdlib_queue.SimpleQueue()
-        self._stop_is_requested = False
         self._starting = threading.Lock()
         self._something = threading.Condition()
         self._watching = 0
@@ -187,7 +186,6 @@ class QueueProcessor:
             self._start_threads()
 
     def _start_threads(self) -> None:
-        self._stop_is_requested = False
         self._core.phase, self._core.drains = "running", True
         loops: list[Callable[[], None]] = [self._control]
         if self._link is not None:
@@ -201,12 +199,12 @@ class QueueProcessor:
 
     def _start_by_itself(self) -> None:
         """A queue in memory starts with its first job."""
-        if self._core.process is not None and self._core.phase in {"new", "stopped"}:
+        if self._core.starts_by_itself and self._core.phase in {"new", "stopped"}:
             self.start()
 
     def request_stop(self) -> None:
         """Ask for `stop()` and return at once; takes no lock: a signal handler may call it."""
-        self._stop_is_requested = True
+        self._core.stop_is_requested = True
         self._signals.put(None)  # reentrant by its documentation
 
     def stop(self, drain: bool = True, timeout: float | None = None) -> bool:  # noqa: FBT001, FBT002
@@ -241,6 +239,7 @@ class QueueProcessor:
 
     def _end_stop(self) -> None:
         self._core.phase = "stopped"
+        self._core.stop_is_requested = False
         self._crew.abandon_all()
         self._core.ready.unwake(self._waken)
         atexit.unregister(self._at_exit)
@@ -395,8 +394,7 @@ class QueueProcessor:
                 continue
             if self._core.phase == "stopped":
                 return
-            if self._stop_is_requested:
-                self._stop_is_requested = False
+            if self._core.stop_is_requested:
                 # A handler that ends the process would do so again.
                 self._begin_stop(drain=self._core.fatal is None)
 

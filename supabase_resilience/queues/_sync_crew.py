@@ -165,7 +165,7 @@ class Crew:
             _current.reset(token)
         if worker is not None and not self._is_ours(worker):
             return None
-        return self._succeeded(job, core.clock() - began_at, worker)
+        return self._succeeded(job, began_at, worker)
 
     def _is_ours(self, worker: "Worker") -> bool:
         """Whether the outcome is for the worker to tell: nobody has given up on it."""
@@ -176,10 +176,10 @@ class Crew:
             worker.job = None
             return not worker.is_abandoned
 
-    def _succeeded(self, job: Job, seconds: float, worker: "Worker | None") -> Settlement | None:
+    def _succeeded(self, job: Job, began_at: float, worker: "Worker | None") -> Settlement | None:
         core = self._core
         was_braking = core.books.brake.is_on
-        core.books.succeeded(job, seconds, is_durable=core.is_durable)
+        core.books.succeeded(job, began_at, is_durable=core.is_durable)
         if was_braking:
             self._ties.changed()
         if core.is_durable:

@@ -112,6 +112,22 @@ def test_order_of_faults(local: LocalSupabase, client: httpx.Client) -> None:
     assert [500, 501, 502, 200] == [client.get(ORDERS).status_code for _ in range(4)]
 
 
+def test_share_and_seed(local: LocalSupabase, client: httpx.Client) -> None:
+    """A seed decides which requests are hit; the next fault has the rest."""
+
+    def answers(seed: int) -> list[int]:
+        local.faults.clear()
+        local.faults.add(match=ORDERS, times=None, share=0.2, seed=seed, status=503)
+        local.faults.add(match=ORDERS, times=None, status=500)
+        return [client.get(ORDERS).status_code for _ in range(200)]
+
+    first, again, other = answers(1), answers(1), answers(2)
+    assert first == again
+    assert first != other
+    assert {500, 503} == set(first)
+    assert 40 == pytest.approx(first.count(503), abs=20)
+
+
 def test_remove_and_clear(local: LocalSupabase, client: httpx.Client) -> None:
     """A fault without an end is ended by taking it away, and its count stays."""
     first = local.faults.add(times=None, status=500)
@@ -377,6 +393,8 @@ def test_requests(local: LocalSupabase, client: httpx.Client) -> None:
         ({"drop": "sometimes"}, "drop must be 'before', 'after' or 'body', got 'sometimes'"),
         ({"body": "x", "drop": "before"}, "headers and body belong to an answer"),
         ({"times": 0, "status": 500}, "times must be at least 1, or None for ever, got 0"),
+        ({"share": 0.0, "status": 500}, "share must be above 0 and at most 1, got 0.0"),
+        ({"share": 5, "status": 500}, "share must be above 0 and at most 1, got 5"),
         ({"status": 500, "headers": {"X-Bad": "a\nb"}}, "Invalid character in header content"),
         ({"status": 99}, "status must be from 200 to 599, got 99"),
         ({"delay": -1.0}, "delay must be a number of seconds from 0 on, got -1.0"),
