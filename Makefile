@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check bench-protect bench-breaker bench-outage format clean
+.PHONY: demo test check bench-protect bench-breaker bench-outage bench-queue chaos-queue format clean
 
 demo: .venv/ready
 	$(BIN)/python examples/demo.py
@@ -31,6 +31,17 @@ bench-breaker:
 
 bench-outage: .venv/ready
 	$(BIN)/python tests/benchmarks/outage.py
+
+bench-queue:
+	@set -e; dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; \
+	$(PYTHON) -m venv "$$dir/venv"; \
+	pip="$$dir/venv/bin/python -m pip install --quiet --disable-pip-version-check"; \
+	$$pip ".[local]" -r tests/benchmarks/queue_peers.txt; \
+	$$pip --no-deps aimq==0.1.2 || echo "aimq cannot be had: it is left out"; \
+	"$$dir/venv/bin/python" tests/benchmarks/queues.py
+
+chaos-queue: .venv/ready
+	$(BIN)/python tests/chaos/queues.py
 
 format: .venv/ready
 	$(BIN)/ruff format .

@@ -41,8 +41,6 @@ class SupabaseQueue:
     Raises `TypeError` for an `AsyncClient`, `ValueError` for a name that pgmq can't have.
     """
 
-    __module__ = "supabase_resilience"
-
     def __init__(self, client: Client, name: str, *, token: Token = None) -> None:
         if not isinstance(client, Client):
             raise TypeError(_wrong_client(client, Client, AsyncClient, "AsyncSupabaseQueue"))
@@ -148,8 +146,6 @@ class AsyncSupabaseQueue:
 
     Raises `TypeError` for a `Client`, `ValueError` for a name that pgmq can't have.
     """
-
-    __module__ = "supabase_resilience"
 
     def __init__(self, client: AsyncClient, name: str, *, token: Token = None) -> None:
         if not isinstance(client, AsyncClient):

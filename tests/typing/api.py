@@ -14,6 +14,7 @@ from supabase import AsyncClient, Client
 
 from supabase_resilience import (
     AsyncProtectedClient,
+    AsyncQueueProcessor,
     BreakersStats,
     BreakerStats,
     CircuitBreaker,
@@ -22,14 +23,22 @@ from supabase_resilience import (
     Classification,
     Event,
     FailureRate,
+    Job,
+    MemoryQueue,
     ProtectedClient,
+    QueueMetrics,
+    QueueProcessor,
+    QueueStats,
     RetryConfig,
+    SupabaseQueue,
     Target,
     by_table,
     classify,
+    current_job,
     deadline,
     idempotent,
     protect,
+    queue_processor,
 )
 from supabase_resilience.breaker import Guard, State
 from supabase_resilience.testing import FakeClock, RecordingHook
@@ -199,3 +208,36 @@ async def promised(client: Client, later: AsyncClient) -> None:
         assert_type(promise, idempotent)
         client.table("t").insert({"id": 1}).execute()
         await later.table("t").insert({"id": 1}).execute()
+
+
+def handle(data: dict[str, int]) -> None:
+    """A handler says what it takes; JSON does not."""
+
+
+def queues(client: Client) -> None:
+    """A queue is of the colour of its client, protected or not."""
+    assert_type(queue_processor(client, "q", handle), QueueProcessor)
+    made = queue_processor(protect(client), "q", handle, concurrency=4, lanes={10: "_high"})
+    assert_type(made, QueueProcessor)
+    assert_type(QueueProcessor(None, store=SupabaseQueue(client, "q")), QueueProcessor)
+    assert_type(QueueProcessor(handle, store=MemoryQueue()).enqueue({"id": 1}, 5), str)
+    assert_type(made.enqueue_many([1, 2], delay=1.0), list[str])
+    assert_type(made.stop(drain=True, timeout=1.0), bool)
+    assert_type(made.get_stats(), QueueStats)
+    assert_type(made.metrics(), QueueMetrics)
+    assert_type(current_job(), Job)
+    with made as entered:
+        assert_type(entered, QueueProcessor)
+    queue_processor(client, "q", handle, no_such_option=1)  # type: ignore[call-overload] # pyright: ignore[reportCallIssue]
+
+
+async def queues_async(client: AsyncClient) -> None:
+    """The same for the async colour."""
+    made = queue_processor(client, "q", handle, max_retries=0)
+    assert_type(made, AsyncQueueProcessor)
+    assert_type(queue_processor(protect(client), "q", None), AsyncQueueProcessor)
+    assert_type(await made.enqueue({"id": 1}), str)
+    assert_type(await made.metrics(), QueueMetrics)
+    assert_type(await made.join(timeout=1.0), bool)
+    async with made as entered:
+        assert_type(entered, AsyncQueueProcessor)
