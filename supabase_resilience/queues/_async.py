@@ -169,7 +169,7 @@ class AsyncQueueProcessor:
 
     def _start_tasks(self) -> None:
         self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
-        self._core.phase, self._core.drains = "running", True
+        self._core.begin()
         self._core.ready.wake(self._waken)
         self._crew.start()
         for loop in [] if self._link is None else self._link.begin():
@@ -229,8 +229,7 @@ class AsyncQueueProcessor:
         return not (self._crew.workers or (self._link is not None and self._link.is_reading))
 
     async def _end_stop(self) -> None:
-        self._core.phase = "stopped"
-        self._core.stop_is_requested = False
+        self._core.end()
         self._core.ready.unwake(self._waken)
         self._changed()
         await self._crew.abandon_all()

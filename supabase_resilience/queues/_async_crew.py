@@ -110,7 +110,7 @@ class AsyncCrew:
         done: Job | None = None
         in_a_row = 0
         while True:
-            is_open = core.phase == "running" and not (core.is_paused or brake.is_on)
+            is_open = core.is_taking and not (core.is_paused or brake.is_on)
             job = take(done) if is_open else await self._next(done)
             if job is None and (job := await self._wait_for_job()) is None:
                 return

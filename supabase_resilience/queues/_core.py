@@ -72,8 +72,10 @@ class Core:
         self.ready.forget_if_forked()
         self.abilities: Abilities | None = None
         self.phase: Literal["new", "running", "stopping", "stopped"] = "new"
-        # Whether a stop works off what waits; whether jobs are held back by hand.
+        # Whether a stop works off what waits, and so whether jobs are taken; whether they are held
+        # back by hand.
         self.drains = True
+        self.is_taking = False
         self.is_paused = False
         # Asked for by a signal, maybe before anything runs; forgotten once it has stopped.
         self.stop_is_requested = False
@@ -84,10 +86,9 @@ class Core:
 
     def new_job(self, data: Any, priority: int, delay: float, key: str | None) -> Job:
         """Check the arguments of `enqueue` and make a job of them."""
-        if priority or type(priority) is not int:
+        if type(priority) is not int or not -_LARGEST_PRIORITY <= priority <= _LARGEST_PRIORITY:
             check_count("priority", priority, at_least=-_LARGEST_PRIORITY)
-            if priority > _LARGEST_PRIORITY:
-                raise ValueError(f"priority must be <= {_LARGEST_PRIORITY}, got {priority!r}")
+            raise ValueError(f"priority must be <= {_LARGEST_PRIORITY}, got {priority!r}")
         if delay:
             check_number("delay", delay, at_least=0.0)
         if key is not None:
@@ -143,7 +144,7 @@ class Core:
     @property
     def may_take(self) -> bool:
         """Whether jobs may be started without a second thought."""
-        return self.phase == "running" and not (self.is_paused or self.books.brake.is_on)
+        return self.is_taking and not (self.is_paused or self.books.brake.is_on)
 
     @property
     def looks_twice(self) -> bool:
@@ -183,11 +184,19 @@ class Core:
         else:
             self.ready.end(job, settlement.letter)
 
+    def begin(self) -> None:
+        """Take jobs."""
+        self.phase, self.drains, self.is_taking = "running", True, True
+
     def begin_stop(self, *, drain: bool) -> None:
-        """Take no more jobs; what is paused is not worked off."""
+        """Take no more than is there already, if that; what is paused is not worked off."""
         if self.phase == "running":
             self.phase = "stopping"
-        self.drains = self.drains and drain and not self.is_paused
+        self.is_taking = self.drains = self.drains and drain and not self.is_paused
+
+    def end(self) -> None:
+        """Take nothing."""
+        self.phase, self.is_taking, self.stop_is_requested = "stopped", False, False
 
     def raise_fatal(self) -> None:
         """Let the process end, as a handler wished."""

@@ -175,7 +175,7 @@ class Plans:
 
 
 def _check_lane(queue: str, dead: str) -> None:
-    if queue == dead:
+    if queue.lower() == dead.lower():  # pgmq tables have lower-case names
         raise QueueError(f"{queue!r} is the queue of the dead letters; name the lane otherwise")
     try:
         _check_characters(queue)

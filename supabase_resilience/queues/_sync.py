@@ -186,7 +186,7 @@ class QueueProcessor:
             self._start_threads()
 
     def _start_threads(self) -> None:
-        self._core.phase, self._core.drains = "running", True
+        self._core.begin()
         loops: list[Callable[[], None]] = [self._control]
         if self._link is not None:
             loops += self._link.begin()
@@ -238,8 +238,7 @@ class QueueProcessor:
         return not (self._crew.workers or (self._link is not None and self._link.is_reading))
 
     def _end_stop(self) -> None:
-        self._core.phase = "stopped"
-        self._core.stop_is_requested = False
+        self._core.end()
         self._crew.abandon_all()
         self._core.ready.unwake(self._waken)
         atexit.unregister(self._at_exit)

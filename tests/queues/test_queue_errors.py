@@ -67,7 +67,7 @@ def test_pgmq_that_is_not_there(world, client, database, name, local):
     assert "create extension if not exists pgmq;" == sql_of(error)
 
 
-@pytest.mark.parametrize("lane", ["_dead", "x" * 40, "a;b"])
+@pytest.mark.parametrize("lane", ["_dead", "_DEAD", "x" * 40, "a;b"])
 def test_a_lane_that_pgmq_refuses(queue, name, lane):
     """Its name is told."""
     assert f"{name}{lane}" in str(refusal(queue.check, [lane]))
