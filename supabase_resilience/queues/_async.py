@@ -126,7 +126,7 @@ class AsyncQueueProcessor:
         job = self._core.new_job(data, priority, delay, dedupe_key)
         if self._link is not None:
             return (await self._link.send([job], delay))[0]
-        self._core.books.enqueued()
+        self._core.books.count_enqueued()
         found = self._core.ready.put(job, delay)
         if self._loop is not asyncio.get_running_loop() or self._core.phase != "running":
             await self._start_by_itself()

@@ -106,7 +106,7 @@ class AsyncCrew:
     async def _work_plainly(self) -> None:
         """`work()` for a queue in memory without limits, in one step: half the time of a job."""
         core, books, process = self._core, self._core.books, self._process
-        brake, take, clock = books.brake, core.ready.take, core.clock
+        brake, take, clock, succeeded = books.brake, core.ready.take, core.clock, books.succeeded
         done: Job | None = None
         in_a_row = 0
         while True:
@@ -126,7 +126,7 @@ class AsyncCrew:
                 if brake.is_on:
                     self._succeeded(job, began_at)
                 else:
-                    books.succeeded(job, began_at, is_durable=False)
+                    succeeded(job, began_at)
             in_a_row += 1
             if in_a_row == _JOBS_IN_A_ROW:
                 in_a_row = 0
@@ -256,7 +256,7 @@ class AsyncCrew:
     def _succeeded(self, job: Job, began_at: float) -> Settlement | None:
         core = self._core
         was_braking = core.books.brake.is_on
-        core.books.succeeded(job, began_at, is_durable=core.is_durable)
+        core.books.succeeded(job, began_at)
         if was_braking:
             self._ties.changed()
         return Settlement(kind="done", job=job) if core.is_durable else None

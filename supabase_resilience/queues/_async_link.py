@@ -66,7 +66,7 @@ class AsyncLink:
             self._core.check_priorities(await self.known(), priority)
         ids = await self._store.send(self._core.lanes.of(priority), jobs, delay)
         for _ in jobs:
-            self._core.books.enqueued()
+            self._core.books.count_enqueued()
         if not delay:
             self.wake()
         return ids

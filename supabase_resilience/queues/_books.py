@@ -8,7 +8,7 @@ import logging
 import math
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -96,6 +96,8 @@ class Books:
         self._times: deque[tuple[float, float]] = deque(maxlen=_REMEMBERED)
         # Counts that take one step; reading one counts, too (`_asked`).
         self._enqueued, self._succeeded = itertools.count(), itertools.count()
+        # Called for each job that is added through this processor.
+        self.count_enqueued: Callable[[], int] = self._enqueued.__next__
         self._lock = threading.Lock()
         # Guarded by _lock.
         self._asked = 0
@@ -111,10 +113,6 @@ class Books:
 
     # --- jobs -------------------------------------------------------------------------------------
 
-    def enqueued(self) -> None:
-        """A job was added through this processor."""
-        next(self._enqueued)
-
     def refusal(self, job: Job, *, is_durable: bool) -> Settlement | None:
         """What becomes of a job that should not be run: a duplicate, too old, or a killer."""
         if is_durable and job in self._recent:
@@ -127,14 +125,14 @@ class Books:
             self._count_dead(settlement)
         return settlement
 
-    def succeeded(self, job: Job, began_at: float, *, is_durable: bool) -> None:
+    def succeeded(self, job: Job, began_at: float) -> None:
         """A handler that began at `began_at` has returned."""
         seconds = self._clock() - began_at
         waited = began_at + self._epoch - job.enqueued_at
         # Each is one step, so that workers need not queue for a lock after every job.
         next(self._succeeded)
         self._times.append((seconds, waited))
-        if is_durable:
+        if job.message_id:  # of a durable queue
             self._recent.add(job, math.ceil(self.settings.visibility_timeout))
         if self.brake.is_on:
             self.release_brake()

@@ -107,7 +107,7 @@ class Core:
     def put(self, jobs: Sequence[Job], delay: float) -> list[str]:
         """Add jobs to the queue in memory."""
         for _ in jobs:
-            self.books.enqueued()
+            self.books.count_enqueued()
         return [self.ready.put(job, delay) for job in jobs]
 
     def needs_priorities(self, priority: int) -> bool:

@@ -151,7 +151,7 @@ class QueueProcessor:
         job = self._core.new_job(data, priority, delay, dedupe_key)
         if self._link is not None:
             return self._link.send([job], delay)[0]
-        self._core.books.enqueued()
+        self._core.books.count_enqueued()
         found = self._core.ready.put(job, delay)
         if self._core.phase != "running":
             self._start_by_itself()

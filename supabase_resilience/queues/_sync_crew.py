@@ -179,7 +179,7 @@ class Crew:
     def _succeeded(self, job: Job, began_at: float, worker: "Worker | None") -> Settlement | None:
         core = self._core
         was_braking = core.books.brake.is_on
-        core.books.succeeded(job, began_at, is_durable=core.is_durable)
+        core.books.succeeded(job, began_at)
         if was_braking:
             self._ties.changed()
         if core.is_durable:

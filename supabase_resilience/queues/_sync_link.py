@@ -67,7 +67,7 @@ class Link:
             self._core.check_priorities(self.known(), priority)
         ids = self._store.send(self._core.lanes.of(priority), jobs, delay)
         for _ in jobs:
-            self._core.books.enqueued()
+            self._core.books.count_enqueued()
         if not delay:
             self.wake()
         return ids
