@@ -85,8 +85,8 @@ class AsyncLink:
     async def settle(self, settlement: Settlement) -> None:
         """Tell the queue what becomes of a job, together with others or here and now."""
         if self._core.is_migrated:
-            self._hand.release(settlement.job)
             self._hand.post(settlement)
+            self._hand.release(settlement.job)
         else:
             await self._settle_now(settlement)
             self._hand.release(settlement.job)
@@ -157,7 +157,8 @@ class AsyncLink:
             found = await self._take(unsent, asked)
         except Exception as error:  # noqa: BLE001 - whatever it is, the reader must go on
             self._core.books.unreachable(error)
-            self._hand.failed_trip(error, [each for part in unsent.values() for each in part])
+            for job in self._hand.failed_trip(error, [s for part in unsent.values() for s in part]):
+                self._core.books.lost(job)
             return
         self._core.books.reachable()
         self._hand.ended_trip(asked, found)
@@ -211,8 +212,11 @@ class AsyncLink:
 
     async def _watch(self) -> None:
         """Tell which leases have run out."""
-        while await self._wait_unless_ended(max(0.001, min(self._hand.watch()))):
-            pass
+        wait = self._lease
+        while await self._wait_unless_ended(max(0.001, wait)):
+            jobs, wait = self._hand.expired()
+            for job in jobs:
+                self._core.books.lost(job)
 
     async def end(self) -> None:
         """Nothing is in hand any more: what still runs can be done by another worker.

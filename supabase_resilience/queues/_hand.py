@@ -3,7 +3,7 @@
 It waits for nothing and is not thread-safe: the sync link uses it under a lock.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from supabase_resilience.failures import classify
 from supabase_resilience.queues._core import FOREVER, Core, by_lane
@@ -60,8 +60,8 @@ class Hand:
     def return_unstarted(self) -> None:
         """Give back what has come and should not be started now."""
         while (job := self._core.ready.take()) is not None:
-            self.release(job)
             self.post(Settlement(kind="postponed", job=job))
+            self.release(job)
 
     def drop(self) -> list[Settlement]:
         """All that is to be told when nothing is in hand any more."""
@@ -110,13 +110,15 @@ class Hand:
         self._intake.read(found)
         self._saw_empty = not found
 
-    def failed_trip(self, error: Exception, unsent: Sequence[Settlement]) -> None:
-        """A round trip has failed: keep what could not be told, as long as it matters."""
+    def failed_trip(self, error: Exception, unsent: Sequence[Settlement]) -> list[Job]:
+        """A round trip has failed: keep what could not be told, as long as it matters.
+
+        The jobs for which it does no longer are returned: they are lost.
+        """
         late = [each for each in unsent if self._core.lease_left(each.job) <= 0.0]
-        for settlement in late:
-            self._core.books.lost(settlement.job)
         self._outbox[:0] = [each for each in unsent if each not in late]
         self._intake.failed(classify(error), is_urgent=bool(self._outbox))
+        return [each.job for each in late]
 
     def is_over(self) -> bool:
         """Whether no round trip will be due any more."""
@@ -125,7 +127,11 @@ class Hand:
         return self._core.phase == "stopped"
 
     def is_empty(self) -> bool:
-        """Whether the queue was empty when it was last read, and nothing is in hand."""
+        """Whether the queue was empty when it was last read, and nothing is in hand.
+
+        Right without a lock, too: a settlement is posted before its job is released, and a round
+        trip is under way until what it brought is in hand.
+        """
         return self._saw_empty and not (self._held or self._outbox or self.is_under_way)
 
     # --- leases -----------------------------------------------------------------------------------
@@ -139,12 +145,9 @@ class Hand:
                 parts.setdefault(job.lane, []).append(job)
         return parts
 
-    def watch(self) -> Iterator[float]:
-        """Tell which leases have run out; seconds until others may have."""
-        yield self._core.settings.visibility_timeout
-        for job in self.jobs():
-            left = self._core.lease_left(job)
-            if left > 0.0:
-                yield left
-            elif not job.is_lost:
-                self._core.books.lost(job)
+    def expired(self) -> tuple[list[Job], float]:
+        """Jobs whose lease has run out, and the seconds until others' may have."""
+        lefts = {job: self._core.lease_left(job) for job in self.jobs() if not job.is_lost}
+        coming = [left for left in lefts.values() if left > 0.0]
+        wait = min([self._core.settings.visibility_timeout, *coming])
+        return [job for job, left in lefts.items() if left <= 0.0], wait

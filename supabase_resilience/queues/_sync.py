@@ -400,7 +400,7 @@ class QueueProcessor:
     def _watch(self) -> float | None:
         waits = list(self._crew.watch())
         if self._link is not None:
-            waits += self._link.watch()
+            waits.append(self._link.watch())
         return max(0.001, min(waits)) if waits else None
 
     # --- for supabase_resilience.testing ----------------------------------------------------------

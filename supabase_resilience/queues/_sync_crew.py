@@ -63,9 +63,13 @@ class Crew:
     def abandon_all(self) -> None:
         """Whoever still runs a handler is on its own."""
         with self._lock:
+            left = [worker.job for worker in self.workers if worker.job is not None]
             for worker in self.workers:
                 worker.is_abandoned = True
             self.workers = set()
+        if not self._core.is_durable:  # else the link knows what is in hand
+            for job in left:
+                self._core.ready.give_back(job, 0.0, is_retry=False)
         self.wake_all()
 
     # --- who takes which job ----------------------------------------------------------------------
@@ -169,9 +173,6 @@ class Crew:
 
     def _is_ours(self, worker: "Worker") -> bool:
         """Whether the outcome is for the worker to tell: nobody has given up on it."""
-        if self._core.settings.handler_timeout is None:
-            worker.job = None
-            return not worker.is_abandoned
         with self._lock:
             worker.job = None
             return not worker.is_abandoned

@@ -99,8 +99,8 @@ class Link:
     def post(self, settlement: Settlement) -> None:
         """Let the reader tell it."""
         with self._lock:
-            self._hand.release(settlement.job)
             self._hand.post(settlement)
+            self._hand.release(settlement.job)
             self._turn.notify()
         self._stirred()
 
@@ -130,9 +130,11 @@ class Link:
         return self._hand.is_under_way and self.is_reading
 
     def is_empty(self) -> bool:
-        """Whether the queue was empty when it was last read, and nothing is in hand."""
-        with self._lock:
-            return self._hand.is_empty()
+        """Whether the queue was empty when it was last read, and nothing is in hand.
+
+        Takes no lock, as it is asked while the one of those who wait is held.
+        """
+        return self._hand.is_empty()
 
     # --- the reader -------------------------------------------------------------------------------
 
@@ -175,7 +177,9 @@ class Link:
         except Exception as error:  # noqa: BLE001 - whatever it is, the reader must go on
             self._core.books.unreachable(error)
             with self._lock:
-                self._hand.failed_trip(error, [each for part in unsent.values() for each in part])
+                late = self._hand.failed_trip(error, [s for part in unsent.values() for s in part])
+            for job in late:
+                self._core.books.lost(job)
             return
         self._core.books.reachable()
         with self._lock:
@@ -226,10 +230,13 @@ class Link:
             elif is_held:
                 self._core.books.lost(job)
 
-    def watch(self) -> list[float]:
+    def watch(self) -> float:
         """Tell which leases have run out; seconds until others may have."""
         with self._lock:
-            return list(self._hand.watch())
+            jobs, wait = self._hand.expired()
+        for job in jobs:
+            self._core.books.lost(job)
+        return wait
 
     def end(self) -> None:
         """Nothing is in hand any more: what still runs can be done by another worker.
