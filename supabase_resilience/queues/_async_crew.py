@@ -145,7 +145,7 @@ class AsyncCrew:
             # Before the list is looked at: who adds a job after that finds somebody to wake.
             spot = self.parking.enter()
             wait = self._core.start_in()
-            job = self._core.ready.take() if wait == 0.0 else None
+            job = self._core.ready.take() if wait == 0.0 and self._core.is_taking else None
             if job is not None or self._is_over():
                 self.parking.leave(spot)
                 if job is not None:

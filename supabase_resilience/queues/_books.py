@@ -118,10 +118,12 @@ class Books:
         if is_durable and job in self._recent:
             with self._lock:
                 self._duplicates += 1
+            self.brake.tried_in_vain()
             self.tell(DuplicateSkipped(queue=self.queue, job=job.id))
             return Settlement(kind="done", job=job)
         settlement = refuse(job, self.settings)
         if settlement is not None:
+            self.brake.tried_in_vain()
             self._count_dead(settlement)
         return settlement
 

@@ -100,7 +100,7 @@ class Crew:
             # Before the list is looked at: who adds a job after that finds somebody to wake.
             spot = self._parking.enter()
             wait = self._core.start_in()
-            job = self._core.ready.take() if wait == 0.0 else None
+            job = self._core.ready.take() if wait == 0.0 and self._core.is_taking else None
             if job is not None or self._is_over():
                 self._parking.leave(spot)
                 if job is not None:

@@ -415,6 +415,55 @@ def test_stop_finishes_what_is_in_hand(bench):
     assert "stopped" == queue.get_stats().state
 
 
+def test_a_stop_without_drain_takes_nothing_more():
+    """A queue in memory keeps what waits."""
+    is_running, may_end = threading.Event(), threading.Event()
+    seen: list[Any] = []
+
+    def handle(data: Any) -> None:
+        is_running.set()
+        assert may_end.wait(SOON)
+        seen.append(data)
+
+    queue = QueueProcessor(handle)
+    queue.enqueue_many(range(3))
+    assert is_running.wait(SOON)
+    stopping = threading.Thread(target=lambda: queue.stop(drain=False))
+    stopping.start()
+    while queue.get_stats().state == "running":
+        is_running.wait(0.001)
+    may_end.set()
+    stopping.join(SOON)
+    assert [0] == seen
+    assert 2 == queue.get_stats().waiting
+    queue.start()
+    assert queue.join(SOON)
+    assert [0, 1, 2] == seen
+    queue.stop()
+
+
+def test_a_duplicate_does_not_end_a_break():
+    """A queue that takes a break tries the next job when the first one was not to be run."""
+    seen: list[Any] = []
+    down = iter([True])
+
+    def handle(data: Any) -> None:
+        if next(down, False):
+            raise ConnectionError
+        seen.append(data)
+
+    queue = QueueProcessor(handle, max_age=0.2)
+    queue.enqueue("too old after the break of half a second and more")
+    assert queue.join(SOON)
+    queue.enqueue("fresh")
+    assert queue.join(SOON)
+    queue.enqueue("fresh, too")
+    assert queue.join(SOON)
+    assert 2 <= len(seen) + queue.get_stats().dead
+    assert "fresh, too" in seen
+    queue.stop()
+
+
 def test_a_stopped_queue_starts_again(bench):
     """With what came meanwhile."""
     queue = bench.make()
