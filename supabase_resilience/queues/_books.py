@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from supabase_resilience import _clock
+from supabase_resilience.errors import QueueError
 from supabase_resilience.events import (
     DuplicateSkipped,
     Event,
@@ -299,6 +300,8 @@ def _reason(error: BaseException) -> str:
         return "postponed by its handler"
     if not isinstance(error, Exception):
         return type(error).__name__
+    if isinstance(error, QueueError):  # our own words, the first line of which says it
+        return str(error).partition("\n")[0]
     meaning = classify(error)
     return meaning.reason if meaning.is_outage else type(error).__name__
 

@@ -1,8 +1,11 @@
 """The choices of a queue, with a clock that a test moves."""
 
+import logging
+
 import pytest
 
-from supabase_resilience import CircuitOpenError, HandlerTimeoutError, Postpone
+from supabase_resilience import CircuitOpenError, HandlerTimeoutError, Postpone, QueueError
+from supabase_resilience.events import QueueUnreachable
 from supabase_resilience.failures import classify
 from supabase_resilience.queues._core import Core
 from supabase_resilience.queues._decisions import (
@@ -184,6 +187,20 @@ def test_a_break_is_waited_for_and_no_longer():
     assert 0.5 <= wait <= 1.0
     clock.advance(1.0)
     assert 0.0 == Hand(core).turn_in()
+
+
+def test_what_somebody_must_set_right_is_told_in_words():
+    """Once, as an error, with what the queue's own error says first."""
+    hook = RecordingHook()
+    books = Core(None, settings(), None, hook, FakeClock()).books
+    for _ in range(2):
+        books.unreachable(
+            QueueError("the queue 'jobs' does not exist\nselect pgmq.create('jobs');")
+        )
+    (event,) = hook.events
+    assert isinstance(event, QueueUnreachable)
+    assert (True, "the queue 'jobs' does not exist") == (event.needs_you, event.reason)
+    assert logging.ERROR == event.severity
 
 
 # --- whose turn it is -----------------------------------------------------------------------------
