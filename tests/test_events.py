@@ -14,7 +14,19 @@ from supabase_resilience.events import (
     CircuitDisabled,
     CircuitHalfOpened,
     CircuitOpened,
+    DuplicateSkipped,
     Event,
+    HandlerAbandoned,
+    JobDeadLettered,
+    JobFailed,
+    JobPostponed,
+    JobSucceeded,
+    LeaseLost,
+    MigrationOutdated,
+    QueuePaused,
+    QueueReachable,
+    QueueResumed,
+    QueueUnreachable,
     RetryScheduled,
     log_event,
 )
@@ -37,10 +49,37 @@ LOGGED: dict[Event, tuple[int, str]] = {
         "circuit.closed breaker='db' seconds=2.5",
     ),
     CircuitDisabled(breaker="db"): (logging.WARNING, "circuit.disabled breaker='db'"),
+    JobDeadLettered(queue="q", job="1", attempts=4, reason="failed 4 times", error="ValueError"): (
+        logging.ERROR,
+        "job.dead_lettered queue='q' job='1' attempts=4 reason='failed 4 times' error='ValueError'",
+    ),
+    LeaseLost(queue="q", job="1"): (logging.WARNING, "job.lease_lost queue='q' job='1'"),
+    HandlerAbandoned(queue="q", job="1", seconds=5.0): (
+        logging.ERROR,
+        "queue.handler_abandoned queue='q' job='1' seconds=5.0",
+    ),
+    QueuePaused(queue="q", reason="timed out"): (
+        logging.WARNING,
+        "queue.paused queue='q' reason='timed out'",
+    ),
+    QueueResumed(queue="q", seconds=2.5): (logging.INFO, "queue.resumed queue='q' seconds=2.5"),
+    QueueUnreachable(queue="q", reason="timed out", needs_you=False): (
+        logging.WARNING,
+        "queue.unreachable queue='q' reason='timed out' needs_you=False",
+    ),
+    QueueReachable(queue="q", seconds=2.5): (logging.INFO, "queue.reachable queue='q' seconds=2.5"),
+    MigrationOutdated(part="queue", version=1, remedy="run it again"): (
+        logging.WARNING,
+        "migration.outdated part='queue' version=1 remedy='run it again'",
+    ),
 }
 COUNTED = [
     CallRefused(breaker="db", retry_after=3.0),
     RetryScheduled(breaker="db", attempt=1, delay=0.1, reason="no connection"),
+    JobSucceeded(queue="q", job="1", attempt=1, waited=0.1, seconds=0.1),
+    JobFailed(queue="q", job="1", attempt=1, error="ValueError", delay=1.0),
+    JobPostponed(queue="q", job="1", reason="timed out", delay=0.0),
+    DuplicateSkipped(queue="q", job="1"),
 ]
 ALL = [*LOGGED, *COUNTED]
 

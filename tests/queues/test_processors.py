@@ -544,12 +544,16 @@ def test_one_key_one_job_while_it_waits(bench):
 # --- processes ------------------------------------------------------------------------------------
 
 PROGRAM = """
-import sys
+import signal, threading
 from supabase_resilience import QueueProcessor
 def handle(data):
     print(data, flush=True)
+def feed():
+    while signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        threading.Event().wait(0.001)
+    queue.enqueue("handled")
 queue = QueueProcessor(handle)
-queue.enqueue("handled")
+threading.Thread(target=feed).start()
 queue.run()
 print("stopped", flush=True)
 """
@@ -558,12 +562,12 @@ print("stopped", flush=True)
 def test_sigterm_ends_run():
     """With its job done, and exit code 0."""
     worker = subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, text=True)
-    assert worker.stdout is not None
-    with worker.stdout:
+    with worker:
+        assert worker.stdout is not None
         assert "handled\n" == worker.stdout.readline()
         worker.send_signal(signal.SIGTERM)
         assert "stopped\n" == worker.stdout.readline()
-    assert 0 == worker.wait(SOON)
+        assert 0 == worker.wait(SOON)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
