@@ -20,7 +20,7 @@ from supabase_resilience.queues._async_parking import AsyncParking
 from supabase_resilience.queues._books import QueueStats
 from supabase_resilience.queues._core import Core, reset_after_fork
 from supabase_resilience.queues._decisions import Settings, check_handler
-from supabase_resilience.queues._jobs import DeadLetter, Job, QueueMetrics, Settlement, _current
+from supabase_resilience.queues._jobs import DeadLetter, Job, QueueMetrics, Settlement
 from supabase_resilience.queues._memory import MemoryQueue
 from supabase_resilience.queues._signals import handled_signals, meaning_of
 from supabase_resilience.queues._store import AsyncStore
@@ -211,8 +211,7 @@ class AsyncQueueProcessor:
         if self._core.told_state in {"new", "stopped"}:
             return True
         self._begin_stop(drain=drain)
-        job = _current.get()
-        if job is not None and job.queue == self.name:
+        if self._crew.is_at_work_here():
             return False  # a handler cannot wait for itself
         try:
             has_ended = await self._wait_for(self._has_ended, timeout)

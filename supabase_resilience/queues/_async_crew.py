@@ -1,6 +1,7 @@
 """The tasks that run handlers: who takes which job, and what happens to one that hangs."""
 
 import asyncio
+import contextvars
 import inspect
 import logging
 from collections.abc import Awaitable, Callable
@@ -20,6 +21,10 @@ _logger = logging.getLogger("supabase_resilience")
 _GRACE = 1.0
 # Handlers that never wait would keep all other tasks of the loop waiting.
 _JOBS_IN_A_ROW = 32
+# Whose handler this is; in a context, as a handler with a timeout runs in a task of its own.
+_working_for: contextvars.ContextVar["AsyncCrew | None"] = contextvars.ContextVar(
+    "working_for", default=None
+)
 
 
 class AsyncTies(NamedTuple):
@@ -55,14 +60,21 @@ class AsyncCrew:
     def start(self) -> None:
         """Start all workers."""
         for number in range(self._core.settings.concurrency):
+            context = contextvars.copy_context()
+            context.run(_working_for.set, self)
             work = self._work_plainly() if self._is_plain else self.work()
-            task = asyncio.create_task(work, name=f"queue {self._core.name} {number}")
+            name = f"queue {self._core.name} {number}"
+            task = asyncio.create_task(work, name=name, context=context)
             self.workers.add(task)
             task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self.workers.discard(task)
         self._ties.changed()
+
+    def is_at_work_here(self) -> bool:
+        """Whether the caller is one of the handlers of these workers."""
+        return _working_for.get() is self
 
     def wake_one(self) -> None:
         """There is a job."""
@@ -267,7 +279,7 @@ class AsyncCrew:
                 raise error
             error = _canceled_itself(error)
         if not isinstance(error, Exception):
-            self._core.fatal = error
+            self._core.end_by(error)
             self._ties.request_stop()
         was_braking = self._core.books.brake.is_on
         settlement = self._core.books.raised(job, error)
@@ -293,7 +305,7 @@ class AsyncCrew:
         if not core.settings.strict_order or settlement.kind not in {"retry", "postponed"}:
             return False
         until = core.clock() + settlement.delay
-        while core.phase == "running" and not job.is_lost:
+        while core.phase == "running" and core.fatal is None and not job.is_lost:
             spot = self.parking.enter()
             wait = max(until - core.clock(), core.books.brake.wait() or 0.0)
             if wait <= 0.0 and not core.is_paused:

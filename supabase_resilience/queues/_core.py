@@ -198,6 +198,10 @@ class Core:
         """Take nothing."""
         self.phase, self.is_taking, self.stop_is_requested = "stopped", False, False
 
+    def end_by(self, error: BaseException) -> None:
+        """A handler ends the process: no other job starts before the stop that is asked for."""
+        self.fatal, self.is_taking = error, False
+
     def raise_fatal(self) -> None:
         """Let the process end, as a handler wished."""
         error, self.fatal = self.fatal, None

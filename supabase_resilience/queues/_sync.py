@@ -23,7 +23,7 @@ from supabase_resilience.queues._jobs import DeadLetter, QueueMetrics
 from supabase_resilience.queues._memory import MemoryQueue
 from supabase_resilience.queues._signals import handled_signals
 from supabase_resilience.queues._store import Store
-from supabase_resilience.queues._sync_crew import Crew, OnError, Ties, Worker
+from supabase_resilience.queues._sync_crew import Crew, OnError, Ties
 from supabase_resilience.queues._sync_link import Link
 
 __all__ = ["QueueProcessor"]
@@ -221,7 +221,7 @@ class QueueProcessor:
         if self._core.told_state in {"new", "stopped"}:
             return True
         self._begin_stop(drain=drain)
-        if isinstance(threading.current_thread(), Worker):
+        if self._crew.is_at_work_here():
             return False  # a handler cannot wait for itself
         try:
             has_ended = self._wait_for(self._has_ended, timeout)

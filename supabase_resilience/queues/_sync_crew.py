@@ -52,6 +52,10 @@ class Crew:
         for worker in workers:
             worker.start()
 
+    def is_at_work_here(self) -> bool:
+        """Whether the caller is one of the handlers of these workers."""
+        return threading.current_thread() in self.workers
+
     def wake_one(self) -> None:
         """There is a job."""
         self._parking.wake_one()
@@ -195,7 +199,7 @@ class Crew:
         if worker is not None and not self._is_ours(worker):
             return None
         if not isinstance(error, Exception):
-            self._core.fatal = error
+            self._core.end_by(error)
             self._ties.request_stop()
         was_braking = self._core.books.brake.is_on
         settlement = self._core.books.raised(job, error)
@@ -219,7 +223,7 @@ class Crew:
         if not core.settings.strict_order or settlement.kind not in {"retry", "postponed"}:
             return False
         until = core.clock() + settlement.delay
-        while core.phase == "running" and not job.is_lost:
+        while core.phase == "running" and core.fatal is None and not job.is_lost:
             spot = self._parking.enter()
             wait = max(until - core.clock(), core.books.brake.wait() or 0.0)
             if wait <= 0.0 and not core.is_paused:
