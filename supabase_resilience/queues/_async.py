@@ -82,22 +82,30 @@ class AsyncQueueProcessor:
         reset_after_fork(self)
 
     def reset(self) -> None:
-        """All that belongs to this process and loop: anew after a fork, or on a new loop."""
+        """All that belongs to this process: anew after a fork."""
         self._core.reset()
-        link = AsyncLink(self._core, self._store, self._changed) if self._store else None
-        ties = AsyncTies(
-            settle=link.settle if link else self._settle_in_memory,
-            changed=self._changed,
-            is_filling=link.is_filling if link else _never,
-            request_stop=self.request_stop,
-        )
-        self._link = link
-        self._crew = AsyncCrew(self._core, ties, self._on_error)
+        self._core.request_stop = self.request_stop
+        self._renew()
+
+    def _renew(self) -> None:
+        """All that belongs to an event loop."""
         self._something = AsyncParking()
         self._starting = asyncio.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
         self._tasks: set[asyncio.Task[None]] = set()
+        self._equip()
+
+    def _equip(self) -> None:
+        """A crew and a link for one run: what an earlier one has left behind keeps its own."""
+        link = AsyncLink(self._core, self._store, self._changed) if self._store else None
+        ties = AsyncTies(
+            settle=link.settle if link else self._settle_in_memory,
+            changed=self._changed,
+            is_filling=link.is_filling if link else _never,
+        )
+        self._link = link
+        self._crew = AsyncCrew(self._core, ties, self._on_error)
 
     def __repr__(self) -> str:
         """Show the queue and what it is doing."""
@@ -149,14 +157,18 @@ class AsyncQueueProcessor:
         """Start the workers, unless they run.
 
         Raises `QueueError` when the queue, its lanes or that of the dead letters are missing or
-        may not be used, with the SQL that helps. An outage is no error: the queue is read as soon
-        as it can be.
+        may not be used, with the SQL that helps, and while it is stopping. An outage is no error:
+        the queue is read as soon as it can be.
         """
         self._core.check_process()
         if self._loop is not None and self._loop.is_closed():
             self._forget_loop()
+        if self._core.phase == "stopping" and self._has_ended():
+            await self._end_stop()
         async with self._starting:
-            if self._core.phase in {"running", "stopping"}:
+            if self._core.phase == "stopping":
+                self._core.refuse_start()
+            if self._core.phase == "running":
                 return
             if self._link is not None:
                 await self._link.check_unless_out()
@@ -165,7 +177,8 @@ class AsyncQueueProcessor:
     def _forget_loop(self) -> None:
         """The loop ended, and the tasks with it; jobs in memory wait for the next one."""
         self._core.ready.unwake(self._waken)
-        self.reset()
+        self._core.end()
+        self._renew()
 
     def _start_tasks(self) -> None:
         self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
@@ -184,7 +197,8 @@ class AsyncQueueProcessor:
 
     async def _start_by_itself(self) -> None:
         """A queue in memory starts with its first job."""
-        if self._core.starts_by_itself:
+        is_gone = self._loop is not None and self._loop.is_closed()
+        if self._core.starts_by_itself and (is_gone or self._core.phase in {"new", "stopped"}):
             await self.start()
 
     def request_stop(self) -> None:
@@ -194,8 +208,8 @@ class AsyncQueueProcessor:
             self._loop.call_soon_threadsafe(self._begin_requested_stop)
 
     def _begin_requested_stop(self) -> None:
-        # A handler that ends the process would do so again.
-        self._begin_stop(drain=self._core.fatal is None)
+        if self._core.phase == "running":
+            self._begin_stop(drain=True)
 
     async def stop(self, drain: bool = True, timeout: float | None = None) -> bool:  # noqa: ASYNC109, FBT001, FBT002
         """Take no more jobs, finish those in hand, and stop the workers; whether all have ended.
@@ -209,6 +223,7 @@ class AsyncQueueProcessor:
         if timeout is not None:
             check_number("timeout", timeout, at_least=0.0)
         if self._core.told_state in {"new", "stopped"}:
+            self._core.raise_fatal()
             return True
         self._begin_stop(drain=drain)
         if self._crew.is_at_work_here():
@@ -221,19 +236,33 @@ class AsyncQueueProcessor:
         return has_ended
 
     def _begin_stop(self, *, drain: bool) -> None:
+        is_first = self._core.phase == "running"
         self._core.begin_stop(drain=drain)
         self._changed()
+        if is_first:
+            self._keep_task(self._end_when_over())
+
+    async def _end_when_over(self) -> None:
+        """The end of a stop that nobody waits for."""
+        await self._wait_for(lambda: self._has_ended() or self._core.phase != "stopping", None)
+        await self._end_stop()
 
     def _has_ended(self) -> bool:
         return not (self._crew.workers or (self._link is not None and self._link.is_reading))
 
     async def _end_stop(self) -> None:
-        self._core.end()
-        self._core.ready.unwake(self._waken)
+        async with self._starting:
+            if self._core.phase != "stopping":
+                return  # somebody else was first
+            crew, link = self._crew, self._link
+            self._core.end()
+            self._core.ready.unwake(self._waken)
+            self._equip()
+            crew.wake_all()
+            await crew.abandon_all()
+            if link is not None:
+                await link.end()
         self._changed()
-        await self._crew.abandon_all()
-        if self._link is not None:
-            await self._link.end()
 
     async def join(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109
         """Wait until nothing waits and nothing runs, as far as is known here; whether that came.
@@ -244,7 +273,7 @@ class AsyncQueueProcessor:
         if timeout is not None:
             check_number("timeout", timeout, at_least=0.0)
         if self._link is not None:
-            self._link.wake(watch_for_empty=True)
+            self._link.wake()
         await self._wait_for(lambda: self._is_empty() or self._core.fatal is not None, timeout)
         self._core.raise_fatal()
         return self._is_empty()
@@ -293,7 +322,8 @@ class AsyncQueueProcessor:
         signals: list[int] = []
         with handled_signals(self.request_stop, self._aborter(signals)):
             try:
-                await self.start()
+                if not self._core.is_ending():
+                    await self.start()
                 await self._wait_for(
                     lambda: self._core.phase != "running" or (until_empty and self._is_empty()),
                     None,

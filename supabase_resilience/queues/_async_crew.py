@@ -37,7 +37,6 @@ class AsyncTies(NamedTuple):
     settle: Callable[[Settlement], Awaitable[None]]
     changed: Callable[[], None]
     is_filling: Callable[[], bool]
-    request_stop: Callable[[], None]
 
 
 class AsyncCrew:
@@ -100,19 +99,33 @@ class AsyncCrew:
         done: Job | None = None
         in_a_row = 0
         while (job := await self._next(done)) is not None:
-            done = await self.handle(job)
+            done = await self._handle_safely(job)
             in_a_row += 1
             if in_a_row == _JOBS_IN_A_ROW:
                 in_a_row = 0
+                self._end(done)  # first, as it may be canceled there
+                done = None
                 await asyncio.sleep(0)
+
+    async def _handle_safely(self, job: Job) -> Job | None:
+        try:
+            return await self.handle(job)
+        except (KeyboardInterrupt, SystemExit) as error:  # a hook ends the process
+            self._core.end_by(error)
+            await self._ties.settle(Settlement(kind="postponed", job=job))
+            return None
+
+    def _end(self, done: Job | None) -> None:
+        if done is not None:
+            self._core.ready.end(done)
 
     async def _next(self, done: Job | None) -> Job | None:
         if self._core.may_take:
             job = self._core.ready.take(done)
             if job is not None:
                 return job
-        elif done is not None:
-            self._core.ready.end(done)
+        else:
+            self._end(done)
         return await self._wait_for_job()
 
     async def _work_plainly(self) -> None:
@@ -135,50 +148,42 @@ class AsyncCrew:
                 await self._settle_error(job, error)
             else:
                 done = job
-                if brake.is_on:
-                    self._succeeded(job, began_at)
-                else:
-                    succeeded(job, began_at)
+                try:
+                    if brake.is_on:
+                        self._succeeded(job, began_at)
+                    else:
+                        succeeded(job, began_at)
+                except BaseException as error:  # noqa: BLE001 - a hook ends the process
+                    core.end_by(error)
             in_a_row += 1
             if in_a_row == _JOBS_IN_A_ROW:
                 in_a_row = 0
+                self._end(done)  # first, as it may be canceled there
+                done = None
                 await asyncio.sleep(0)
 
     async def _settle_error(self, job: Job, error: BaseException) -> None:
+        settlement = Settlement(kind="postponed", job=job)
         try:
             settlement = await self._raised(job, error)
         except asyncio.CancelledError:
             self._core.ready.give_back(job, 0.0, is_retry=False)
             raise
+        except (KeyboardInterrupt, SystemExit) as end:  # a hook ends the process
+            self._core.end_by(end)
         await self._ties.settle(settlement)
 
     async def _wait_for_job(self) -> Job | None:
         while True:
             # Before the list is looked at: who adds a job after that finds somebody to wake.
             spot = self.parking.enter()
-            wait = self._core.start_in()
-            job = self._core.ready.take() if wait == 0.0 and self._core.is_taking else None
-            if job is not None or self._is_over():
+            job = self._core.take_one()
+            if job is not None or self._core.is_over(is_filling=self._ties.is_filling()):
                 self.parking.leave(spot)
-                if job is not None:
-                    self._core.books.brake.try_one()
+                if self._core.ready.waiting:
+                    self.parking.wake_one()
                 return job
-            await self.parking.wait(spot, wait or self._due_in())
-
-    def _is_over(self) -> bool:
-        """Whether there is nothing more to do, now or later."""
-        core = self._core
-        if core.phase != "stopping":
-            return core.phase == "stopped"
-        if not core.drains:
-            return True
-        if core.is_durable:
-            return not core.ready.waiting and not self._ties.is_filling()
-        return not core.ready.unfinished
-
-    def _due_in(self) -> float | None:
-        due = self._core.ready.next_due() if self._core.start_in() == 0.0 else None
-        return None if due is None else max(0.001, due - self._core.clock())
+            await self.parking.wait(spot, self._core.due_in())
 
     # --- one job ----------------------------------------------------------------------------------
 
@@ -199,7 +204,7 @@ class AsyncCrew:
             raise
         if settlement is None:
             return job
-        await self._ties.settle(settlement)
+        await self._ties.settle(self._core.keep_place(settlement))
         return None
 
     async def _refused(self, job: Job) -> bool:
@@ -280,7 +285,6 @@ class AsyncCrew:
             error = _canceled_itself(error)
         if not isinstance(error, Exception):
             self._core.end_by(error)
-            self._ties.request_stop()
         was_braking = self._core.books.brake.is_on
         settlement = self._core.books.raised(job, error)
         if isinstance(error, Exception) and settlement.kind != "postponed":
@@ -298,6 +302,8 @@ class AsyncCrew:
                 await result
         except Exception:
             _logger.exception("on_error failed for job %s of %r", job.id, job.queue)
+        except (KeyboardInterrupt, SystemExit) as end:  # it ends the process, but loses no job
+            self._core.end_by(end)
 
     async def _waits_in_place(self, settlement: Settlement) -> bool:
         """With strict order a job is repeated before any other; whether it can be now."""
@@ -305,15 +311,15 @@ class AsyncCrew:
         if not core.settings.strict_order or settlement.kind not in {"retry", "postponed"}:
             return False
         until = core.clock() + settlement.delay
-        while core.phase == "running" and core.fatal is None and not job.is_lost:
+        while True:
             spot = self.parking.enter()
             wait = max(until - core.clock(), core.books.brake.wait() or 0.0)
-            if wait <= 0.0 and not core.is_paused:
+            may_repeat = core.repeats_in_place and not job.is_lost
+            if not may_repeat or (wait <= 0.0 and not core.is_paused):
                 self.parking.leave(spot)
-                job.attempt += settlement.kind == "retry"
-                return True
+                job.attempt += may_repeat and settlement.kind == "retry"
+                return may_repeat
             await self.parking.wait(spot, wait if wait > 0.0 else None)
-        return False
 
 
 async def _guarded(call: Awaitable[object]) -> object:

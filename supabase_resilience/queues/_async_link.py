@@ -4,6 +4,7 @@ The reader brings as many jobs as can start at once and settles what is done, in
 where the server can. It never dies: whatever a round trip raises, it tells once and tries again.
 """
 
+import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
@@ -36,6 +37,7 @@ class AsyncLink:
         self._shares = LaneShares(core.lanes.suffixes)
         self._turn = AsyncParking()
         self._lease_turn = AsyncParking()
+        self._settling: set[asyncio.Task[None]] = set()
         self._has_ended = False
         self.is_reading = False
         self._hand = Hand(core)
@@ -71,9 +73,9 @@ class AsyncLink:
             self.wake()
         return ids
 
-    def wake(self, *, watch_for_empty: bool = False) -> None:
+    def wake(self) -> None:
         """Something is likely to be there, or somebody wants to know that there is nothing."""
-        self._hand.wake(watch_for_empty=watch_for_empty)
+        self._hand.wake()
         self._turn.wake_one()
 
     def stir(self) -> None:
@@ -88,7 +90,11 @@ class AsyncLink:
             self._hand.post(settlement)
             self._hand.release(settlement.job)
         else:
-            await self._settle_now(settlement)
+            task = asyncio.ensure_future(self._settle_now(settlement))
+            self._settling.add(task)
+            task.add_done_callback(self._settling.discard)
+            # A worker that is canceled has done its job: what it says of it must get through.
+            await asyncio.shield(task)
             self._hand.release(settlement.job)
         self._turn.wake_one()
         if self._core.phase != "running" or self._core.books.brake.is_on or not self._hand:
@@ -121,14 +127,17 @@ class AsyncLink:
     # --- the reader -------------------------------------------------------------------------------
 
     def begin(self) -> list[Coroutine[Any, Any, None]]:
-        """What is to be run as tasks now."""
-        self.is_reading, self._has_ended = True, False
+        """What is to be run as tasks now; once, as a link that has ended is not used again."""
+        self.is_reading = True
         return [self._read(), self._keep(), self._watch()]
 
     async def _read(self) -> None:
         try:
             while await self._wait_for_turn():
-                await self._go()
+                try:
+                    await self._go()
+                except (KeyboardInterrupt, SystemExit) as error:  # a hook ends the process
+                    self._core.end_by(error)
         finally:
             self.is_reading = False
             self._changed()
@@ -137,7 +146,7 @@ class AsyncLink:
         """Until a round trip is due; False when there will be none any more."""
         self._hand.is_under_way = False
         self._changed()
-        while not self._hand.is_over():
+        while not (self._hand.is_over() or self._has_ended):
             if self._core.must_return():
                 self._hand.return_unstarted()
             spot = self._turn.enter()
@@ -156,12 +165,13 @@ class AsyncLink:
             await self.known()
             found = await self._take(unsent, asked)
         except Exception as error:  # noqa: BLE001 - whatever it is, the reader must go on
+            late = self._hand.failed_trip(error, [s for part in unsent.values() for s in part])
             self._core.books.unreachable(error)
-            for job in self._hand.failed_trip(error, [s for part in unsent.values() for s in part]):
+            for job in late:
                 self._core.books.lost(job)
             return
-        self._core.books.reachable()
         self._hand.ended_trip(asked, found)
+        self._core.books.reachable()
 
     async def _take(self, unsent: dict[str, list[Settlement]], asked: int) -> int:
         """Ask lane by lane; what is answered leaves `unsent`. How many jobs came."""
@@ -180,7 +190,8 @@ class AsyncLink:
             lane, part, limit=limit, oldest=oldest, lease=self._lease
         )
         self._core.check_settled(part, answer.settled)
-        if answer.jobs:
+        # Those that come after the end are nobody's: their leases lapse.
+        if answer.jobs and not self._has_ended:
             self._hand.hold(answer.jobs, asked_at + self._lease)
         return len(answer.jobs)
 
@@ -223,6 +234,8 @@ class AsyncLink:
 
         That is so at once with the migration; without it the leases lapse.
         """
+        if self._settling:
+            await asyncio.wait(self._settling, timeout=_GIVE_BACK_WITHIN)
         self._has_ended = True
         self._lease_turn.wake_all()
         left = self._hand.drop()

@@ -226,6 +226,16 @@ class Books:
             self._abandoned += 1
         self.tell(HandlerAbandoned(queue=self.queue, job=job.id, seconds=seconds))
 
+    # --- breaks -----------------------------------------------------------------------------------
+
+    def claim_start(self) -> bool:
+        """Whether a job may be started now; during a break only one at a time may."""
+        with self._lock:
+            if self.brake.wait() != 0.0:
+                return False
+            self.brake.try_one()
+            return True
+
     # --- the queue --------------------------------------------------------------------------------
 
     def release_brake(self) -> None:

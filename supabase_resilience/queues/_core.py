@@ -8,6 +8,7 @@ import itertools
 import os
 import weakref
 from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Literal, Protocol
 
 from supabase_resilience import _clock
@@ -63,13 +64,16 @@ class Core:
         else:
             self.ready = MemoryQueue(store.name, clock=clock)
         self.name = self.ready.name
-        self.books = Books(self.name, settings, on_event, clock)
+        self._on_event = on_event
+        # Asks the processor to stop when there is time.
+        self.request_stop: Callable[[], None] = _nothing
         self.reset()
 
     def reset(self) -> None:
         """As if nothing had been started: that is so after a fork."""
         self._origin, self._numbers = new_origin(), itertools.count(1)
         self.ready.forget_if_forked()
+        self.books = Books(self.name, self.settings, self._on_event, self.clock)
         self.abilities: Abilities | None = None
         self.phase: Literal["new", "running", "stopping", "stopped"] = "new"
         # Whether a stop works off what waits, and so whether jobs are taken; whether they are held
@@ -153,7 +157,48 @@ class Core:
 
     def start_in(self) -> float | None:
         """Seconds until a job may be started; None: when something has changed."""
-        return None if self.is_paused else self.books.brake.wait()
+        return None if self.is_paused or not self.is_taking else self.books.brake.wait()
+
+    def take_one(self) -> Job | None:
+        """A job to be started now, if there is one and it may be."""
+        if self.start_in() != 0.0 or not self.books.claim_start():
+            return None
+        job = self.ready.take()
+        if job is None:
+            self.books.brake.tried_in_vain()
+        return job
+
+    def due_in(self) -> float | None:
+        """Seconds until there is something to take; None: when something has changed."""
+        wait = self.start_in()
+        if wait != 0.0:
+            return wait
+        due = self.ready.next_due()
+        return None if due is None else max(0.001, due - self.clock())
+
+    def is_over(self, *, is_filling: bool) -> bool:
+        """Whether workers have nothing more to do, now or later, while jobs may be coming."""
+        if self.phase != "stopping":
+            return self.phase == "stopped"
+        if not self.drains or self.is_paused:
+            return True
+        if self.is_durable:
+            return not (self.ready.waiting or is_filling)
+        return not self.ready.unfinished
+
+    @property
+    def repeats_in_place(self) -> bool:
+        """Whether a job that failed may still be repeated before all others."""
+        if self.fatal is not None:
+            return False
+        is_draining = self.phase == "stopping" and self.drains and not self.is_durable
+        return self.phase == "running" or (is_draining and not self.is_paused)
+
+    def keep_place(self, settlement: Settlement) -> Settlement:
+        """In strict order, what goes back goes to where it was, and waits no longer than others."""
+        if not self.settings.strict_order:
+            return settlement
+        return replace(settlement, delay=0.0)
 
     def must_return(self) -> bool:
         """Whether jobs that a durable queue has handed out should not be started now."""
@@ -178,7 +223,8 @@ class Core:
         job = settlement.job
         if settlement.kind == "retry":
             job.attempt += 1
-            self.ready.give_back(job, settlement.delay, is_retry=True)
+            is_last = not self.settings.strict_order
+            self.ready.give_back(job, settlement.delay, is_retry=is_last)
         elif settlement.kind == "postponed":
             self.ready.give_back(job, settlement.delay, is_retry=False)
         else:
@@ -186,7 +232,8 @@ class Core:
 
     def begin(self) -> None:
         """Take jobs."""
-        self.phase, self.drains, self.is_taking = "running", True, True
+        self.books.brake.tried_in_vain()  # who tried when it was stopped is not heard any more
+        self.phase, self.drains, self.is_taking, self.fatal = "running", True, True, None
 
     def begin_stop(self, *, drain: bool) -> None:
         """Take no more than is there already, if that; what is paused is not worked off."""
@@ -199,13 +246,20 @@ class Core:
         self.phase, self.is_taking, self.stop_is_requested = "stopped", False, False
 
     def end_by(self, error: BaseException) -> None:
-        """A handler ends the process: no other job starts before the stop that is asked for."""
-        self.fatal, self.is_taking = error, False
+        """A handler or hook ends the process: what is in hand is finished, and nothing started."""
+        self.fatal, self.drains, self.is_taking = error, False, False
+        self.request_stop()
+
+    def is_ending(self) -> bool:
+        """Whether a stop is under way or a handler has ended the process: no time to start."""
+        return self.phase == "stopping" or self.fatal is not None
 
     def raise_fatal(self) -> None:
         """Let the process end, as a handler wished."""
         error, self.fatal = self.fatal, None
         if error is not None:
+            if self.phase == "new":  # nothing runs that could be stopped
+                self.stop_is_requested = False
             raise error
 
     # --- what is known ----------------------------------------------------------------------------
@@ -237,13 +291,25 @@ class Core:
 
     @property
     def starts_by_itself(self) -> bool:
-        """Whether a first job starts the workers: not when no time passes that they could wait."""
-        return self.process is not None and not getattr(self.clock, "stands_still", False)
+        """Whether a first job starts the workers.
+
+        Not when no time passes that they could wait, nor after a handler has ended the process.
+        """
+        stands_still = getattr(self.clock, "stands_still", False)
+        return self.process is not None and self.fatal is None and not stands_still
 
     def check_process(self) -> None:
         """A producer cannot be started."""
         if self.process is None:
             raise QueueError("this is a producer (process=None): it has nothing to start")
+
+    def refuse_start(self) -> None:
+        """A start that did nothing would look like one that worked."""
+        raise QueueError(f"{self.name!r} is stopping; start it again when stop() has returned")
+
+
+def _nothing() -> None:
+    pass
 
 
 class Resettable(Protocol):

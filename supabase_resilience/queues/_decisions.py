@@ -37,6 +37,7 @@ __all__ = [
 
 # A traceback is for a person; what is longer is recursion.
 _LONGEST_TRACEBACK = 8_000
+_SHORTEST_DELAY = 0.1
 # Time after which the reading side tries again while the queue cannot be reached, and the breaks of
 # a queue whose handlers meet an outage: doubled each time, with full jitter.
 _FIRST_BREAK, _LONGEST_BREAK = 1.0, 60.0
@@ -95,7 +96,9 @@ class Settings:
 def judge(job: Job, error: BaseException, settings: Settings) -> Settlement:
     """What becomes of a job whose handler raised `error`."""
     if isinstance(error, Postpone):
-        return _postponed(job, error.seconds, "postponed by its handler", error, settings)
+        # Without a break a job that is not due would be tried again and again.
+        delay = error.seconds if error.pause else max(error.seconds, _SHORTEST_DELAY)
+        return _postponed(job, delay, "postponed by its handler", error, settings)
     if not isinstance(error, Exception):  # the process ends, which says nothing of the job
         return Settlement(kind="postponed", job=job)
     meaning = classify(error)
@@ -326,9 +329,9 @@ class LaneShares:
 class Recent:
     """The last jobs that were done here: a second delivery of one of them needs no second run.
 
-    It is known by its id. A job with the dedupe key of another is a duplicate only if it was in the
-    queue already when that one was read for the last time, which the server's own times tell; one
-    that was enqueued later may be meant to run again.
+    It is known by its id, a message of others by its number and time. A job with the dedupe key of
+    another is a duplicate only if it was in the queue already when that one was read for the last
+    time, which the server's own times tell; one that was enqueued later may be meant to run again.
     """
 
     def __init__(self, limit: int = 10_000) -> None:
@@ -338,7 +341,7 @@ class Recent:
 
     def add(self, job: Job, lease: float) -> None:
         """A job is done; it had been read for `lease` seconds."""
-        self._done[job.id] = None
+        self._done[_identity(job)] = None
         if job.dedupe_key is not None:
             self._keys[job.dedupe_key] = job.hidden_until - lease
         for known in (self._done, self._keys):
@@ -346,11 +349,16 @@ class Recent:
                 known.popitem(last=False)
 
     def __contains__(self, job: Job) -> bool:
-        if job.id in self._done:
+        if _identity(job) in self._done:
             return True
         if job.dedupe_key is None:
             return False
         return 0.0 < job.sent_at <= self._keys.get(job.dedupe_key, 0.0)
+
+
+def _identity(job: Job) -> str:
+    # Numbers of messages begin again when a queue is dropped and made anew.
+    return f"{job.id}@{job.sent_at}" if job.is_foreign else job.id
 
 
 class Intake:

@@ -22,16 +22,20 @@ class Hand:
         self._held: dict[int, Job] = {}
         self._outbox: list[Settlement] = []
         self._saw_empty = False
+        # How often somebody has said that there is something: an answer that is older does not
+        # know of it.
+        self._wakes = self._wakes_before_trip = 0
         self.is_under_way = False
 
     def __len__(self) -> int:
         """How many jobs are leased here."""
         return len(self._held)
 
-    def wake(self, *, watch_for_empty: bool = False) -> None:
+    def wake(self) -> None:
         """Something is likely to be there, or somebody wants to know that there is nothing."""
+        self._wakes += 1
+        self._saw_empty = False
         self._intake.wake()
-        self._saw_empty = self._saw_empty and not watch_for_empty
 
     # --- jobs come and go -------------------------------------------------------------------------
 
@@ -98,6 +102,7 @@ class Hand:
     def begin_trip(self) -> tuple[dict[str, list[Settlement]], int]:
         """What is to be told, by lane, and how many jobs to ask for."""
         outbox, self._outbox = self._outbox, []
+        self._wakes_before_trip = self._wakes
         free = self._free() if self._intake.may_read() else 0
         self._intake.went()
         return by_lane(outbox), free
@@ -108,7 +113,10 @@ class Hand:
             self._intake.settled()
             return
         self._intake.read(found)
-        self._saw_empty = not found
+        if self._wakes != self._wakes_before_trip:
+            self._intake.wake()
+        else:
+            self._saw_empty = not found
 
     def failed_trip(self, error: Exception, unsent: Sequence[Settlement]) -> list[Job]:
         """A round trip has failed: keep what could not be told, as long as it matters.

@@ -34,7 +34,7 @@ class Postpone(Exception):  # noqa: N818 - an instruction to the queue rather th
     """Raise it in a handler: not now, in `seconds`; it spends no retry.
 
     The whole queue takes a break, too, as after any outage, since what this job waits for is
-    likely missing for the next one; `pause=False` postpones this job alone.
+    likely missing for the next one; `pause=False` postpones this job alone, for 0.1 s at least.
     """
 
     __module__ = "supabase_resilience"
@@ -68,6 +68,7 @@ class Job:
     outlived: int = 0
     lease_ends_at: float | None = None
     is_lost: bool = False
+    is_foreign: bool = False
     sent_at: float = 0.0
     hidden_until: float = 0.0
 
@@ -158,9 +159,10 @@ class Job:
         )
         job.lane, job.message_id, job.fence = lane, message_id, reads
         job.outlived = _whole(ours.get("outlived"))
-        if job.dedupe_key is not None:  # by the server's clock
+        if not ours or job.dedupe_key is not None:  # by the server's clock
             job.sent_at = _timestamp(row.get("enqueued_at"))
             job.hidden_until = _timestamp(row.get("vt"))
+        job.is_foreign = not ours
         return job
 
 

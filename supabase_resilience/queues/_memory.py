@@ -56,12 +56,11 @@ class MemoryQueue:
 
     def wake(self, waker: Callable[[], object]) -> None:
         """Call `waker` whenever a job is added; it must be quick and never raise."""
-        self._wakers.append(waker)
+        self._wakers = [*self._wakers, waker]  # anew, as another thread may be calling them
 
     def unwake(self, waker: Callable[[], object]) -> None:
         """Don't, any more."""
-        if waker in self._wakers:
-            self._wakers.remove(waker)
+        self._wakers = [each for each in self._wakers if each != waker]
 
     # --- jobs in and out --------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import inspect
 import queue as stdlib_queue
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -108,6 +109,15 @@ class QueueProcessor:
     def reset(self) -> None:
         """All that belongs to this process: anew after a fork."""
         self._core.reset()
+        self._core.request_stop = self.request_stop
+        self._signals: stdlib_queue.SimpleQueue[None] = stdlib_queue.SimpleQueue()
+        self._starting = threading.Lock()
+        self._something = threading.Condition()
+        self._watching = 0
+        self._equip()
+
+    def _equip(self) -> None:
+        """A crew and a link for one run: what an earlier one has left behind keeps its own."""
         link = Link(self._core, self._store, self._changed) if self._store else None
         settle, post = (link.settle, link.post) if link else (self._core.settle_in_memory,) * 2
         ties = Ties(
@@ -115,14 +125,9 @@ class QueueProcessor:
             post=post,
             changed=self._changed,
             is_filling=link.is_filling if link else _never,
-            request_stop=self.request_stop,
         )
         self._link = link
         self._crew = Crew(self._core, ties, self._on_error)
-        self._signals: stdlib_queue.SimpleQueue[None] = stdlib_queue.SimpleQueue()
-        self._starting = threading.Lock()
-        self._something = threading.Condition()
-        self._watching = 0
 
     def __repr__(self) -> str:
         """Show the queue and what it is doing."""
@@ -174,12 +179,16 @@ class QueueProcessor:
         """Start the workers, unless they run.
 
         Raises `QueueError` when the queue, its lanes or that of the dead letters are missing or
-        may not be used, with the SQL that helps. An outage is no error: the queue is read as soon
-        as it can be.
+        may not be used, with the SQL that helps, and while it is stopping. An outage is no error:
+        the queue is read as soon as it can be.
         """
         self._core.check_process()
+        if self._core.phase == "stopping" and self._has_ended():
+            self._end_stop()
         with self._starting:
-            if self._core.phase in {"running", "stopping"}:
+            if self._core.phase == "stopping":
+                self._core.refuse_start()
+            if self._core.phase == "running":
                 return
             if self._link is not None:
                 self._link.check_unless_out()
@@ -187,15 +196,15 @@ class QueueProcessor:
 
     def _start_threads(self) -> None:
         self._core.begin()
-        loops: list[Callable[[], None]] = [self._control]
+        self._signals = stdlib_queue.SimpleQueue()
+        loops: list[Callable[[], None]] = [partial(self._control, self._signals)]
         if self._link is not None:
             loops += self._link.begin()
         self._core.ready.wake(self._waken)
         atexit.register(self._at_exit)
         self._crew.start()
         for loop in loops:
-            name = f"queue {self.name} {loop.__name__.strip('_')}"
-            threading.Thread(target=loop, name=name, daemon=True).start()
+            threading.Thread(target=loop, name=f"queue {self.name} link", daemon=True).start()
 
     def _start_by_itself(self) -> None:
         """A queue in memory starts with its first job."""
@@ -219,6 +228,7 @@ class QueueProcessor:
         if timeout is not None:
             check_number("timeout", timeout, at_least=0.0)
         if self._core.told_state in {"new", "stopped"}:
+            self._core.raise_fatal()
             return True
         self._begin_stop(drain=drain)
         if self._crew.is_at_work_here():
@@ -238,14 +248,19 @@ class QueueProcessor:
         return not (self._crew.workers or (self._link is not None and self._link.is_reading))
 
     def _end_stop(self) -> None:
-        self._core.end()
-        self._crew.abandon_all()
-        self._core.ready.unwake(self._waken)
-        atexit.unregister(self._at_exit)
+        with self._starting:
+            if self._core.phase != "stopping":
+                return  # somebody else was first
+            crew, link = self._crew, self._link
+            self._core.end()
+            self._core.ready.unwake(self._waken)
+            atexit.unregister(self._at_exit)
+            self._equip()
+            crew.abandon_all()
+            if link is not None:
+                link.end()
         self._signals.put(None)
         self._changed()
-        if self._link is not None:
-            self._link.end()
 
     def _at_exit(self) -> None:
         """The interpreter ends: daemon threads would be cut off in the middle of a job."""
@@ -260,7 +275,7 @@ class QueueProcessor:
         if timeout is not None:
             check_number("timeout", timeout, at_least=0.0)
         if self._link is not None:
-            self._link.wake(watch_for_empty=True)
+            self._link.wake()
         self._wait_for(lambda: self._is_empty() or self._core.fatal is not None, timeout)
         self._core.raise_fatal()
         return self._is_empty()
@@ -306,7 +321,8 @@ class QueueProcessor:
         """
         check_number("shutdown_timeout", shutdown_timeout, at_least=0.0)
         with handled_signals(self.request_stop):
-            self.start()
+            if not self._core.is_ending():
+                self.start()
             self._wait_for(
                 lambda: self._core.phase != "running" or (until_empty and self._is_empty()), None
             )
@@ -371,6 +387,8 @@ class QueueProcessor:
         if self._link is not None:
             self._link.stir()
         self._notify()
+        if self._core.phase == "stopping":
+            self._signals.put(None)  # the control ends what nobody waits for
 
     def _waken(self) -> None:
         """A job was added, or the last one in hand has ended."""
@@ -384,18 +402,24 @@ class QueueProcessor:
             with self._something:
                 self._something.notify_all()
 
-    def _control(self) -> None:
+    def _control(self, signals: "stdlib_queue.SimpleQueue[None]") -> None:
         """Carry out what a signal handler asked for, and watch over what takes too long."""
-        while True:
+        while self._core.phase != "stopped" and signals is self._signals:
+            if self._core.stop_is_requested and self._core.phase == "running":
+                self._begin_stop(drain=True)
+            if self._core.phase == "stopping" and self._has_ended():
+                self._end_stop()
             try:
-                self._signals.get(timeout=self._watch())
+                signals.get(timeout=self._watch_safely())
             except stdlib_queue.Empty:
                 continue
-            if self._core.phase == "stopped":
-                return
-            if self._core.stop_is_requested:
-                # A handler that ends the process would do so again.
-                self._begin_stop(drain=self._core.fatal is None)
+
+    def _watch_safely(self) -> float | None:
+        try:
+            return self._watch()
+        except BaseException as error:  # noqa: BLE001 - a hook ends the process
+            self._core.end_by(error)
+            return 0.001
 
     def _watch(self) -> float | None:
         waits = list(self._crew.watch())

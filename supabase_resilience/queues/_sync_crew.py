@@ -4,6 +4,7 @@ import inspect
 import logging
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 from supabase_resilience.errors import HandlerTimeoutError
@@ -28,7 +29,6 @@ class Ties(NamedTuple):
     post: Callable[[Settlement], None]
     changed: Callable[[], None]
     is_filling: Callable[[], bool]
-    request_stop: Callable[[], None]
 
 
 class Crew:
@@ -79,19 +79,27 @@ class Crew:
     # --- who takes which job ----------------------------------------------------------------------
 
     def work(self, worker: "Worker") -> None:
-        """The life of a worker."""
+        """The life of a worker; nothing that a hook raises ends it."""
         try:
+            worker.errand()
             while (job := self._next(worker)) is not None:
-                self.handle(job, worker)
+                self._handle_safely(job, worker)
         finally:
             with self._lock:
                 self.workers.discard(worker)
             self.wake_all()
             self._ties.changed()
 
+    def _handle_safely(self, job: Job, worker: "Worker") -> None:
+        try:
+            self.handle(job, worker)
+        except BaseException as error:  # noqa: BLE001 - a hook ends the process; the job goes back
+            self._core.end_by(error)
+            self._ties.settle(Settlement(kind="postponed", job=job))
+
     def _next(self, worker: "Worker") -> Job | None:
         done, worker.done = worker.done, None
-        if self._core.may_take:
+        if self._core.may_take and not worker.is_abandoned:
             job = self._core.ready.take(done)
             if job is not None:
                 return job
@@ -103,35 +111,14 @@ class Crew:
         while not worker.is_abandoned:
             # Before the list is looked at: who adds a job after that finds somebody to wake.
             spot = self._parking.enter()
-            wait = self._core.start_in()
-            job = self._core.ready.take() if wait == 0.0 and self._core.is_taking else None
-            if job is not None or self._is_over():
+            job = self._core.take_one()
+            if job is not None or self._core.is_over(is_filling=self._ties.is_filling()):
                 self._parking.leave(spot)
-                if job is not None:
-                    self._took_one()
+                if self._core.ready.waiting:
+                    self._parking.wake_one()
                 return job
-            self._parking.wait(spot, wait or self._due_in())
+            self._parking.wait(spot, self._core.due_in())
         return None
-
-    def _took_one(self) -> None:
-        self._core.books.brake.try_one()
-        if self._core.ready.waiting:
-            self._parking.wake_one()
-
-    def _is_over(self) -> bool:
-        """Whether there is nothing more to do, now or later."""
-        core = self._core
-        if core.phase != "stopping":
-            return core.phase == "stopped"
-        if not core.drains:
-            return True
-        if core.is_durable:
-            return not core.ready.waiting and not self._ties.is_filling()
-        return not core.ready.unfinished
-
-    def _due_in(self) -> float | None:
-        due = self._core.ready.next_due() if self._core.start_in() == 0.0 else None
-        return None if due is None else max(0.001, due - self._core.clock())
 
     # --- one job ----------------------------------------------------------------------------------
 
@@ -143,7 +130,7 @@ class Crew:
         while settlement is not None and self._waits_in_place(settlement):
             settlement = self._attempt(job, worker)
         if settlement is not None:
-            self._ties.settle(settlement)
+            self._ties.settle(self._core.keep_place(settlement))
 
     def _refused(self, job: Job) -> bool:
         """Whether a job is not to be run, and so has been settled."""
@@ -161,9 +148,8 @@ class Crew:
         """Call the handler; what becomes of the job, or None when there is nothing left to do."""
         core = self._core
         began_at = core.clock()
-        if worker is not None:
-            worker.began_at = began_at
-            worker.job = job
+        if worker is not None and not self._is_begun(job, worker, began_at):
+            return None
         token = _current.set(job)
         try:
             _refuse_awaitable(self._process(job.data))
@@ -174,6 +160,16 @@ class Crew:
         if worker is not None and not self._is_ours(worker):
             return None
         return self._succeeded(job, began_at, worker)
+
+    def _is_begun(self, job: Job, worker: "Worker", now: float) -> bool:
+        """Make the job known as the worker's; a worker that was given up meanwhile puts it back."""
+        with self._lock:
+            if not worker.is_abandoned:
+                worker.began_at, worker.job = now, job
+                return True
+        if not self._core.is_durable:  # else the link has given it back
+            self._core.ready.give_back(job, 0.0, is_retry=False)
+        return False
 
     def _is_ours(self, worker: "Worker") -> bool:
         """Whether the outcome is for the worker to tell: nobody has given up on it."""
@@ -200,7 +196,6 @@ class Crew:
             return None
         if not isinstance(error, Exception):
             self._core.end_by(error)
-            self._ties.request_stop()
         was_braking = self._core.books.brake.is_on
         settlement = self._core.books.raised(job, error)
         if isinstance(error, Exception) and settlement.kind != "postponed":
@@ -216,6 +211,8 @@ class Crew:
             self._on_error(error, job)
         except Exception:
             _logger.exception("on_error failed for job %s of %r", job.id, job.queue)
+        except BaseException as end:  # noqa: BLE001 - it ends the process, but loses no job
+            self._core.end_by(end)
 
     def _waits_in_place(self, settlement: Settlement) -> bool:
         """With strict order a job is repeated before any other; whether it can be now."""
@@ -223,15 +220,15 @@ class Crew:
         if not core.settings.strict_order or settlement.kind not in {"retry", "postponed"}:
             return False
         until = core.clock() + settlement.delay
-        while core.phase == "running" and core.fatal is None and not job.is_lost:
-            spot = self._parking.enter()
+        while True:
+            spot = self._parking.enter()  # before the look, as who changes things wakes who waits
             wait = max(until - core.clock(), core.books.brake.wait() or 0.0)
-            if wait <= 0.0 and not core.is_paused:
+            may_repeat = core.repeats_in_place and not job.is_lost
+            if not may_repeat or (wait <= 0.0 and not core.is_paused):
                 self._parking.leave(spot)
-                job.attempt += settlement.kind == "retry"
-                return True
+                job.attempt += may_repeat and settlement.kind == "retry"
+                return may_repeat
             self._parking.wait(spot, wait if wait > 0.0 else None)
-        return False
 
     # --- one that hangs ---------------------------------------------------------------------------
 
@@ -248,28 +245,38 @@ class Crew:
                 left = worker.began_at + limit - self._core.clock()
                 if left > 0.0:
                     yield left
-                elif self._replace(worker, job):
-                    self._abandoned(job, limit)
+                else:
+                    self._replace(worker, job, limit)
 
-    def _replace(self, worker: "Worker", job: Job) -> bool:
-        """Give a worker's place to another; False when it has ended in this very moment."""
+    def _replace(self, worker: "Worker", job: Job, limit: float) -> None:
+        """Give a worker's place to another, unless it has ended in this very moment.
+
+        The substitute's first errand is to tell of it: hooks may take their time.
+        """
         with self._lock:
             if worker.job is not job or worker.is_abandoned:
-                return False
+                return
             worker.is_abandoned = True
             self.workers.discard(worker)
-            substitute = Worker(self)
+            substitute = Worker(self, partial(self._abandoned, job, limit))
             self.workers.add(substitute)
         substitute.start()
-        return True
 
     def _abandoned(self, job: Job, limit: float) -> None:
         error = HandlerTimeoutError(f"the handler did not end within {limit:g} s")
-        self._core.books.abandoned(job, limit)
-        settlement = self._core.books.raised(job, error)
-        self._tell_error(error, job)
-        self._ties.post(settlement)
+        settlement = Settlement(kind="postponed", job=job)
+        try:
+            self._core.books.abandoned(job, limit)
+            settlement = self._core.books.raised(job, error)
+            self._tell_error(error, job)
+        except BaseException as end:  # noqa: BLE001 - a hook ends the process; the job goes back
+            self._core.end_by(end)
+        self._ties.post(self._core.keep_place(settlement))
         self._ties.changed()
+
+
+def _nothing() -> None:
+    pass
 
 
 def _refuse_awaitable(result: object) -> None:
@@ -280,12 +287,13 @@ def _refuse_awaitable(result: object) -> None:
 class Worker(threading.Thread):
     """A thread that handles jobs; `job` is the one in its hands since `began_at`."""
 
-    def __init__(self, crew: Crew) -> None:
+    def __init__(self, crew: Crew, errand: Callable[[], None] = _nothing) -> None:
         super().__init__(name=f"queue {crew._core.name}", daemon=True)  # noqa: SLF001
         self.job: Job | None = None
         self.done: Job | None = None
         self.began_at = 0.0
         self.is_abandoned = False
+        self.errand = errand
         self._crew = crew
 
     def run(self) -> None:

@@ -33,7 +33,7 @@ class Link:
         self._changed = changed
         self._lease = core.settings.visibility_timeout
         self._shares = LaneShares(core.lanes.suffixes)
-        self._keeper_may_end = threading.Event()
+        self._has_ended = threading.Event()
         self.is_reading = False
         # Reentrant, as the list of jobs tells us when its last one ends.
         self._lock = threading.RLock()
@@ -72,10 +72,10 @@ class Link:
             self.wake()
         return ids
 
-    def wake(self, *, watch_for_empty: bool = False) -> None:
+    def wake(self) -> None:
         """Something is likely to be there, or somebody wants to know that there is nothing."""
         with self._lock:
-            self._hand.wake(watch_for_empty=watch_for_empty)
+            self._hand.wake()
             self._turn.notify()
 
     def stir(self) -> None:
@@ -139,15 +139,17 @@ class Link:
     # --- the reader -------------------------------------------------------------------------------
 
     def begin(self) -> list[Callable[[], None]]:
-        """What is to be run on threads now."""
+        """What is to be run on threads now; once, as a link that has ended is not used again."""
         self.is_reading = True
-        self._keeper_may_end.clear()
         return [self._read, self._keep]
 
     def _read(self) -> None:
         try:
             while self._wait_for_turn():
-                self._go()
+                try:
+                    self._go()
+                except BaseException as error:  # noqa: BLE001 - a hook ends the process
+                    self._core.end_by(error)
         finally:
             self.is_reading = False
             self._changed()
@@ -157,7 +159,7 @@ class Link:
         self._hand.is_under_way = False
         self._changed()
         with self._lock:
-            while not self._hand.is_over():
+            while not (self._hand.is_over() or self._has_ended.is_set()):
                 if self._core.must_return():
                     self._hand.return_unstarted()
                 wait = self._hand.turn_in()
@@ -175,15 +177,15 @@ class Link:
             self.known()
             found = self._take(unsent, asked)
         except Exception as error:  # noqa: BLE001 - whatever it is, the reader must go on
-            self._core.books.unreachable(error)
             with self._lock:
                 late = self._hand.failed_trip(error, [s for part in unsent.values() for s in part])
+            self._core.books.unreachable(error)
             for job in late:
                 self._core.books.lost(job)
             return
-        self._core.books.reachable()
         with self._lock:
             self._hand.ended_trip(asked, found)
+        self._core.books.reachable()
 
     def _take(self, unsent: dict[str, list[Settlement]], asked: int) -> int:
         """Ask lane by lane; what is answered leaves `unsent`. How many jobs came."""
@@ -200,7 +202,8 @@ class Link:
         asked_at = self._core.clock()
         answer = self._store.exchange(lane, part, limit=limit, oldest=oldest, lease=self._lease)
         self._core.check_settled(part, answer.settled)
-        if answer.jobs:
+        # Those that come after the end are nobody's: their leases lapse.
+        if answer.jobs and not self._has_ended.is_set():
             with self._lock:
                 self._hand.hold(answer.jobs, asked_at + self._lease)
         return len(answer.jobs)
@@ -209,12 +212,18 @@ class Link:
 
     def _keep(self) -> None:
         """Extend leases, at a third of the visibility timeout, where the server can."""
-        while not self._keeper_may_end.wait(self._lease / 3):
+        while not self._has_ended.wait(self._lease / 3):
             if self._core.is_migrated:
-                with self._lock:
-                    parts = self._hand.expiring()
-                for lane, jobs in parts.items():
-                    self._extend(lane, jobs)
+                try:
+                    self._extend_all()
+                except BaseException as error:  # noqa: BLE001 - a hook ends the process
+                    self._core.end_by(error)
+
+    def _extend_all(self) -> None:
+        with self._lock:
+            parts = self._hand.expiring()
+        for lane, jobs in parts.items():
+            self._extend(lane, jobs)
 
     def _extend(self, lane: str, jobs: list[Job]) -> None:
         asked_at = self._core.clock()
@@ -243,7 +252,7 @@ class Link:
 
         That is so at once with the migration; without it the leases lapse.
         """
-        self._keeper_may_end.set()
+        self._has_ended.set()
         with self._lock:
             left = self._hand.drop()
             self._turn.notify_all()
