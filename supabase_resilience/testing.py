@@ -15,13 +15,13 @@ assert drain_queue(processor) == 3
 # ruff: noqa: SLF001 - these helpers stand in for a processor's own threads and tasks
 
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 from supabase_resilience.errors import QueueError
 from supabase_resilience.events import Event
 from supabase_resilience.queues._async import AsyncQueueProcessor
+from supabase_resilience.queues._async_crew import is_async
 from supabase_resilience.queues._jobs import current_job
 from supabase_resilience.queues._sync import QueueProcessor
 
@@ -167,12 +167,7 @@ def fail_attempts(process: Handler, *attempts: int, error: Failure | None = None
         fail_if_planned()
         return await cast("Any", process(data))
 
-    return cast("Handler", planned_async if _is_async(process) else planned)
-
-
-def _is_async(process: Callable[..., object]) -> bool:
-    call = getattr(process, "__call__", None)  # noqa: B004 - an object may be a handler
-    return inspect.iscoroutinefunction(process) or inspect.iscoroutinefunction(call)
+    return cast("Handler", planned_async if is_async(process) else planned)
 
 
 def _made(error: Failure | None) -> BaseException:

@@ -202,15 +202,7 @@ def _is_sure(name: str) -> bool:
     return answer.strip().lower() in {"y", "yes"}
 
 
-def _create(client: Client, queue: SupabaseQueue, options: argparse.Namespace) -> int:
-    try:
-        for suffix in _suffixes(options):
-            arguments = {"queue_name": options.name + suffix, "with_dead_letters": not suffix}
-            client.rpc("supabase_resilience_queue_create", arguments).execute()
-    except APIError as error:
-        if error.code != "PGRST202":
-            raise
-        # Without the migration no key of the API may make a queue: what is missing is told as SQL.
-        queue.check(_suffixes(options))
+def _create(_: Client, queue: SupabaseQueue, options: argparse.Namespace) -> int:
+    queue.create(_suffixes(options))
     print(f"{options.name} is there, and takes jobs")
     return 0

@@ -13,7 +13,7 @@ from supabase_resilience.queues._core import Core
 from supabase_resilience.queues._handler_threads import HandlerThreads
 from supabase_resilience.queues._jobs import Job, Settlement, _current
 
-__all__ = ["AsyncCrew", "AsyncOnError", "AsyncTies"]
+__all__ = ["AsyncCrew", "AsyncOnError", "AsyncTies", "is_async"]
 
 AsyncOnError = Callable[[Exception, Job], object]
 _logger = logging.getLogger("supabase_resilience")
@@ -49,7 +49,7 @@ class AsyncCrew:
         self._on_error = on_error
         self.parking = AsyncParking()
         self._threads = HandlerThreads(core.name)
-        self._calls_on_loop = _is_async(core.process)
+        self._calls_on_loop = is_async(core.process)
         limits = core.settings.handler_timeout, core.settings.max_age
         is_limited = core.settings.strict_order or limits != (None, None)
         self._is_plain = self._calls_on_loop and not (core.is_durable or is_limited)
@@ -333,7 +333,8 @@ async def _guarded(call: Awaitable[object]) -> object:
     return None
 
 
-def _is_async(process: object) -> bool:
+def is_async(process: object) -> bool:
+    """Whether a call of it has to be awaited; an object may be a handler, too."""
     call = getattr(process, "__call__", None)  # noqa: B004 - is it async, not: is it callable
     return inspect.iscoroutinefunction(process) or inspect.iscoroutinefunction(call)
 

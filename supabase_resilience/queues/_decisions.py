@@ -32,6 +32,7 @@ __all__ = [
     "Settings",
     "check_handler",
     "judge",
+    "lane_of",
     "refuse",
 ]
 
@@ -286,10 +287,12 @@ class Lanes:
 
     def of(self, priority: int) -> str:
         """The suffix of the queue in which a job of this priority travels."""
-        for threshold, suffix in self.thresholds:
-            if priority >= threshold:
-                return suffix
-        return ""
+        return lane_of(priority, self.thresholds)
+
+
+def lane_of(priority: int, thresholds: Sequence[tuple[int, str]]) -> str:
+    """The first lane whose threshold the priority reaches, highest first; else the queue itself."""
+    return next((suffix for at_least, suffix in thresholds if at_least <= priority), "")
 
 
 class LaneShares:

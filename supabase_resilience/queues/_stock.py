@@ -8,6 +8,7 @@ never a loss.
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from supabase_resilience.queues._decisions import lane_of
 from supabase_resilience.queues._jobs import DeadLetter, Job, QueueMetrics, Settlement
 from supabase_resilience.queues._rpc import Call, Plan, letter_of, message_of, rounded_up
 from supabase_resilience.queues._store import Exchange
@@ -104,7 +105,7 @@ class Stock:
         found = yield from self._find(id)
         if found:
             job = found[0].to_job()
-            yield _send(self._name + lane_for(job.priority, lanes), [job.to_message()], 0.0)
+            yield _send(self._name + lane_of(job.priority, lanes), [job.to_message()], 0.0)
         for letter in found:
             yield _delete(self._dead, letter.message_id or 0)
         return bool(found)
@@ -151,8 +152,3 @@ def _may_lapse(settlement: Settlement) -> bool:
     job = settlement.job
     left = job.lease_left() or 0.0
     return job.deliveries < _MOST_LAPSES and settlement.delay <= left
-
-
-def lane_for(priority: int, lanes: Sequence[tuple[int, str]]) -> str:
-    """The first lane whose threshold the priority reaches, else the queue itself."""
-    return next((suffix for at_least, suffix in lanes if at_least <= priority), "")
