@@ -6,6 +6,7 @@ import itertools
 import json
 import socketserver
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from decimal import Decimal
@@ -515,20 +516,31 @@ async def test_a_row_is_judged_when_others_can_see_it(
     """A commit is in the WAL before other sessions see it; its rows are not lost in between."""
     key = next(ids) % 2**31
     insert = "insert into secrets values (%s, 'ann', 'x')"
+    is_held = threading.Event()
+
+    def write() -> int:
+        """Rows one by one, until a commit was held: the server obeys some time after a reload."""
+        for count in itertools.count(1):
+            sql(local, insert, key + count)
+            if is_held.is_set():
+                break
+        return count
+
     async with phoenix() as a:
         await a.subscribe(table("secrets"), access_token=local.jwt(sub="ann"))
         with local.postgres.connect() as db:
             # Without its standby a commit is written, but not finished.
             set_system(db, "synchronous_standby_names = 'nobody'")
             try:
-                loop = asyncio.get_running_loop()
-                writing = loop.run_in_executor(None, sql, local, insert, key)
+                writing = asyncio.get_running_loop().run_in_executor(None, write)
                 eventually(lambda: is_read_but_unfinished(db))
             finally:
+                is_held.set()
                 set_system(db, "synchronous_standby_names = ''")
-        await writing
-        sql(local, insert, key + 1)
-        assert (await a.change())["record"]["id"] == key
+        count = await writing
+        sql(local, insert, key)
+        heard = [(await a.change())["record"]["id"] for _ in range(count)]
+        assert [key + number for number in range(1, count + 1)] == heard
 
 
 def set_system(db: psycopg.Connection[Any], setting: str) -> None:

@@ -17,6 +17,9 @@ from supabase_resilience.queues._supabase import AsyncSupabaseQueue, SupabaseQue
 MIGRATION = (files("supabase_resilience") / "sql" / "queue.sql").read_text(encoding="utf-8")
 REMOVAL = (files("supabase_resilience") / "sql" / "queue_remove.sql").read_text(encoding="utf-8")
 
+# Made once: nothing here speaks TLS, but each session would read all certificates anew.
+TLS = httpx.create_ssl_context()
+
 
 class Face:
     """A store whose methods return their results, whatever its colour."""
@@ -39,7 +42,7 @@ class SyncWorld:
         self._opened: list[httpx.Client] = []
 
     def client(self, local: LocalSupabase, key: str | None = None) -> Any:
-        session = httpx.Client(timeout=30.0)
+        session = httpx.Client(timeout=30.0, verify=TLS)
         self._opened.append(session)
         settings = ClientOptions(httpx_client=session)
         return create_client(local.url, key or local.secret_key, settings)
@@ -65,7 +68,7 @@ class AsyncWorld:
         self._runner = asyncio.Runner()
 
     def client(self, local: LocalSupabase, key: str | None = None) -> Any:
-        session = httpx.AsyncClient(timeout=30.0)
+        session = httpx.AsyncClient(timeout=30.0, verify=TLS)
         self._opened.append(session)
         settings = AsyncClientOptions(httpx_client=session)
         return self.run(acreate_client(local.url, key or local.secret_key, settings))
