@@ -145,7 +145,9 @@ class AsyncLink:
     async def _wait_for_turn(self) -> bool:
         """Until a round trip is due; False when there will be none any more."""
         self._hand.is_under_way = False
-        self._changed()
+        # Else nobody has waited for it, and idle workers would be woken for nothing.
+        if self._core.phase != "running" or self._hand.is_empty():
+            self._changed()
         while not (self._hand.is_over() or self._has_ended):
             if self._core.must_return():
                 self._hand.return_unstarted()

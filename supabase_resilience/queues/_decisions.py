@@ -368,7 +368,7 @@ class Intake:
     """When to go to a durable queue, and for how many jobs: never more than can start at once.
 
     A round trip costs about the same for one job as for sixteen, so places that become free wait
-    for each other, for 20 ms or until three quarters of them are.
+    for each other, for 20 ms or until seven of eight are.
     """
 
     LINGER = 0.02
@@ -376,7 +376,7 @@ class Intake:
     def __init__(self, concurrency: int, clock: _clock.Clock) -> None:
         self.pace = Pace()
         self._clock = clock
-        self._enough = max(1, concurrency * 3 // 4)
+        self._enough = max(1, concurrency * 7 // 8)
         self._read_at = 0.0
         self._waiting_since: float | None = None
 

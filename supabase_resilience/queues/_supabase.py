@@ -127,7 +127,7 @@ class SupabaseQueue:
         return course.result
 
     def _execute(self, call: Call) -> Any:
-        api = self._identity.client().schema(call.schema)
+        api = self._identity.api(call.schema)
         with _promise_of(call):
             return api.rpc(call.function, cast("Any", call.arguments)).execute().data
 
@@ -233,7 +233,7 @@ class AsyncSupabaseQueue:
         return course.result
 
     async def _execute(self, call: Call) -> Any:
-        api = self._identity.client().schema(call.schema)
+        api = self._identity.api(call.schema)
         with _promise_of(call):
             return (await api.rpc(call.function, cast("Any", call.arguments)).execute()).data
 
@@ -248,6 +248,15 @@ class _Identity(Generic[P]):
         self._origin: P = client
         self._token = token
         self._pinned: tuple[str | None, P] | None = None
+        self._apis: dict[str, tuple[Any, Any]] = {}
+
+    def api(self, schema: str) -> Any:
+        """The PostgREST client of a schema; the same one until the client's own is another."""
+        postgrest: Any = self.client().postgrest
+        known = self._apis.get(schema)
+        if known is None or known[0] is not postgrest:
+            known = self._apis[schema] = postgrest, postgrest.schema(schema)
+        return known[1]
 
     def client(self) -> P:
         """The client to use now; a new one only when `token()` returns another token."""

@@ -157,7 +157,9 @@ class Link:
     def _wait_for_turn(self) -> bool:
         """Until a round trip is due; False when there will be none any more."""
         self._hand.is_under_way = False
-        self._changed()
+        # Else nobody has waited for it, and idle workers would be woken for nothing.
+        if self._core.phase != "running" or self._hand.is_empty():
+            self._changed()
         with self._lock:
             while not (self._hand.is_over() or self._has_ended.is_set()):
                 if self._core.must_return():

@@ -129,12 +129,12 @@ def test_a_place_that_is_alone_does_not_wait_for_others():
 
 
 def test_places_wait_for_each_other():
-    """For 20 ms, or until three quarters are free."""
+    """For 20 ms, or until seven of eight are free."""
     clock = FakeClock()
     intake = Intake(16, clock)
     intake.freed()
     assert pytest.approx(0.02) == intake.wait(free=2, settlements=0)
-    assert 0.0 == intake.wait(free=12, settlements=0)
+    assert 0.0 == intake.wait(free=14, settlements=0)
     clock.advance(0.03)
     assert 0.0 == intake.wait(free=2, settlements=0)
 
