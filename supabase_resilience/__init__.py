@@ -6,17 +6,21 @@ A thin wrapper bound to a supabase-py client, sync or async. The map, from the f
 - decisions, no I/O: `failures` (the one failure table), `breaker`, `breakers`, `trip`, `retry`,
   `deadline`
 - drivers: `protect` (a client whose queries are guarded), `http` (the other services)
-- patterns: `queues` (jobs, in memory or durable on Supabase Queues)
+- `cursors`: where something keeps how far it has come
+- patterns: `queues` (jobs, in memory or durable on Supabase Queues), `listener` (changes of a
+  table, live and caught up)
 - for your tests: `testing`, and `local` (a whole Supabase without Docker, extra `local`)
 """
 
 from supabase_resilience._requests import Target, by_table, idempotent
 from supabase_resilience.breaker import BreakerStats, CircuitBreaker
 from supabase_resilience.breakers import BreakersStats, CircuitBreakers
+from supabase_resilience.cursors import AsyncTableCursor, FileCursor, MemoryCursor, TableCursor
 from supabase_resilience.deadline import deadline
 from supabase_resilience.errors import (
     CircuitOpenError,
     HandlerTimeoutError,
+    ListenerError,
     QueueError,
     ResilienceError,
 )
@@ -27,6 +31,16 @@ from supabase_resilience.http import (
     ResilientHttpClient,
     resilient_async_http_client,
     resilient_http_client,
+)
+from supabase_resilience.listener import (
+    AsyncRealtimeListener,
+    Change,
+    HandlerStats,
+    ListenerStats,
+    LiveTable,
+    RealtimeListener,
+    Recovery,
+    realtime_listener,
 )
 from supabase_resilience.protect import AsyncProtectedClient, ProtectedClient, protect
 from supabase_resilience.queues import (
@@ -51,10 +65,13 @@ __version__ = "0.1.0"
 __all__ = [
     "AsyncProtectedClient",
     "AsyncQueueProcessor",
+    "AsyncRealtimeListener",
     "AsyncResilientHttpClient",
     "AsyncSupabaseQueue",
+    "AsyncTableCursor",
     "BreakerStats",
     "BreakersStats",
+    "Change",
     "CircuitBreaker",
     "CircuitBreakers",
     "CircuitOpenError",
@@ -62,9 +79,15 @@ __all__ = [
     "DeadLetter",
     "Event",
     "FailureRate",
+    "FileCursor",
+    "HandlerStats",
     "HandlerTimeoutError",
     "Hook",
     "Job",
+    "ListenerError",
+    "ListenerStats",
+    "LiveTable",
+    "MemoryCursor",
     "MemoryQueue",
     "Postpone",
     "ProtectedClient",
@@ -72,10 +95,13 @@ __all__ = [
     "QueueMetrics",
     "QueueProcessor",
     "QueueStats",
+    "RealtimeListener",
+    "Recovery",
     "ResilienceError",
     "ResilientHttpClient",
     "RetryConfig",
     "SupabaseQueue",
+    "TableCursor",
     "Target",
     "__version__",
     "by_table",
@@ -86,6 +112,7 @@ __all__ = [
     "log_event",
     "protect",
     "queue_processor",
+    "realtime_listener",
     "resilient_async_http_client",
     "resilient_http_client",
 ]

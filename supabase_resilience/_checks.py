@@ -1,5 +1,6 @@
 """Refuse arguments that make no sense, at construction, naming the argument and the value."""
 
+import inspect
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -39,6 +40,12 @@ def check_callable(name: str, value: Any) -> None:
     """Something that can be called."""
     if not callable(value):
         raise TypeError(f"{name} must be callable, got {value!r}")
+
+
+def is_async(function: object) -> bool:
+    """Whether a call of it has to be awaited; an object may be a function, too."""
+    call = getattr(function, "__call__", None)  # noqa: B004 - is it async, not: is it callable
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
 
 
 def check_optional(check: Callable[[str, Any], None], name: str, value: Any) -> None:

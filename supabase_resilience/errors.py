@@ -3,14 +3,21 @@
 ```
 ResilienceError              everything raised on purpose by this package
 ├── CircuitOpenError         a call that was not made because the circuit is open
-└── QueueError               a queue that cannot work as it is, and what sets it right
-    └── HandlerTimeoutError  a handler that did not end within its `handler_timeout`
+├── QueueError               a queue that cannot work as it is, and what sets it right
+│   └── HandlerTimeoutError  a handler that did not end within its `handler_timeout`
+└── ListenerError            a listener that cannot work as it is, and what sets it right
 ```
 
 Errors of httpx and of Supabase pass through unchanged: `except APIError` keeps working.
 """
 
-__all__ = ["CircuitOpenError", "HandlerTimeoutError", "QueueError", "ResilienceError"]
+__all__ = [
+    "CircuitOpenError",
+    "HandlerTimeoutError",
+    "ListenerError",
+    "QueueError",
+    "ResilienceError",
+]
 
 
 class ResilienceError(Exception):
@@ -54,5 +61,11 @@ class HandlerTimeoutError(QueueError):
 
     No `TimeoutError`, which would be an outage: a slow job would never run out of attempts.
     """
+
+    __module__ = "supabase_resilience"
+
+
+class ListenerError(ResilienceError):
+    """A listener cannot do what was asked of it; the message says what to do."""
 
     __module__ = "supabase_resilience"

@@ -11,24 +11,37 @@ from typing import ClassVar
 
 __all__ = [
     "CallRefused",
+    "CatchUpFailed",
+    "ChangeSkipped",
+    "ChangesLost",
     "CircuitClosed",
     "CircuitDisabled",
     "CircuitHalfOpened",
     "CircuitOpened",
+    "CursorNotSaved",
+    "DeletesHeld",
     "DuplicateSkipped",
     "Event",
+    "GapDetected",
+    "GapRecovered",
     "HandlerAbandoned",
+    "HandlerBehind",
+    "HandlerFailed",
     "Hook",
     "JobDeadLettered",
     "JobFailed",
     "JobPostponed",
     "JobSucceeded",
     "LeaseLost",
+    "ListenerLost",
+    "ListenerReady",
+    "ListenerRefused",
     "MigrationOutdated",
     "QueuePaused",
     "QueueReachable",
     "QueueResumed",
     "QueueUnreachable",
+    "Resync",
     "RetryScheduled",
     "log_event",
 ]
@@ -305,6 +318,192 @@ class MigrationOutdated(Event):
     @property
     def severity(self) -> int:
         """All works, but not as well."""
+        return logging.WARNING
+
+
+# --- listener -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListenerReady(Event):
+    """Changes arrive live, and what was missed before is found, `seconds` after it was not so."""
+
+    name: ClassVar[str] = "listener.ready"
+    listener: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListenerLost(Event):
+    """The connection to Realtime is gone; it is made anew, and told once until that works."""
+
+    name: ClassVar[str] = "listener.lost"
+    listener: str
+    reason: str
+
+    @property
+    def severity(self) -> int:
+        """Changes are late meanwhile."""
+        return logging.WARNING
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListenerRefused(Event):
+    """What no waiting can heal: a table, a filter, a key, a migration; `remedy` sets it right."""
+
+    name: ClassVar[str] = "listener.refused"
+    listener: str
+    reason: str
+    remedy: str
+
+    @property
+    def severity(self) -> int:
+        """It waits for a person, and is tried again now and then."""
+        return logging.ERROR
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GapDetected(Event):
+    """Changes may have been missed, or were (`reason`); a catch-up follows."""
+
+    name: ClassVar[str] = "listener.gap_detected"
+    listener: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GapRecovered(Event):
+    """A catch-up has found all there was to find: `changes` that were news, in `seconds`."""
+
+    name: ClassVar[str] = "listener.gap_recovered"
+    listener: str
+    changes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangesLost(Event):
+    """Realtime did not deliver `changes` on a healthy connection; a catch-up found them."""
+
+    name: ClassVar[str] = "listener.changes_lost"
+    listener: str
+    changes: int
+
+    @property
+    def severity(self) -> int:
+        """Over the plan's rate, or a database that was away: worth a look."""
+        return logging.WARNING
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CatchUpFailed(Event):
+    """A catch-up could not be completed; it is tried again, and told once until it works."""
+
+    name: ClassVar[str] = "listener.catch_up_failed"
+    listener: str
+    reason: str
+
+    @property
+    def severity(self) -> int:
+        """Missed changes stay missed meanwhile."""
+        return logging.WARNING
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resync(Event):
+    """A handler's position is of no use any more (`reason`); it is told all rows that there are.
+
+    Deletes and versions from before may be missing.
+    """
+
+    name: ClassVar[str] = "listener.resync"
+    listener: str
+    handler: str
+    reason: str
+
+    @property
+    def severity(self) -> int:
+        """What its handler keeps may hold rows that are gone."""
+        return logging.WARNING
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeletesHeld(Event):
+    """Of `known` rows `missing` seem gone, more than `max_delete_share`: none is told as deleted.
+
+    A key that has lost its rights looks the same.
+    """
+
+    name: ClassVar[str] = "listener.deletes_held"
+    listener: str
+    handler: str
+    missing: int
+    known: int
+
+    @property
+    def severity(self) -> int:
+        """A person has to say what is true."""
+        return logging.ERROR
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandlerFailed(Event):
+    """A handler raised an error of type `error`; it is called again in `delay` seconds."""
+
+    name: ClassVar[str] = "listener.handler_failed"
+    listener: str
+    handler: str
+    error: str
+    attempt: int
+    delay: float
+
+    @property
+    def severity(self) -> int:
+        """The first failure of a change is worth a line, its retries are not."""
+        return logging.WARNING if self.attempt == 1 else logging.DEBUG
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangeSkipped(Event):
+    """A handler raised an error of type `error` for the row `key`, and goes on without it."""
+
+    name: ClassVar[str] = "listener.change_skipped"
+    listener: str
+    handler: str
+    key: str
+    error: str
+
+    @property
+    def severity(self) -> int:
+        """That handler has missed a change for good."""
+        return logging.ERROR
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandlerBehind(Event):
+    """A handler's queue is full: what waits is dropped, and read again when it has caught up."""
+
+    name: ClassVar[str] = "listener.handler_behind"
+    listener: str
+    handler: str
+
+    @property
+    def severity(self) -> int:
+        """It is slower than the table."""
+        return logging.WARNING
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CursorNotSaved(Event):
+    """The positions could not be kept; a restart now would repeat more than it has to."""
+
+    name: ClassVar[str] = "listener.cursor_not_saved"
+    listener: str
+    reason: str
+
+    @property
+    def severity(self) -> int:
+        """Nothing is lost."""
         return logging.WARNING
 
 

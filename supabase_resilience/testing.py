@@ -18,10 +18,10 @@ import functools
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
+from supabase_resilience._checks import is_async
 from supabase_resilience.errors import QueueError
 from supabase_resilience.events import Event
 from supabase_resilience.queues._async import AsyncQueueProcessor
-from supabase_resilience.queues._async_crew import is_async
 from supabase_resilience.queues._jobs import current_job
 from supabase_resilience.queues._sync import QueueProcessor
 

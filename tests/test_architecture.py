@@ -29,8 +29,19 @@ FLOORS: dict[str, set[str]] = {
         "retry",
         "deadline",
     },
-    "drivers": {"_countdown", "_session", "protect", "http", "_services", "_exchange"},
-    "patterns": {"queues"},
+    "drivers": {
+        "_countdown",
+        "_session",
+        "protect",
+        "http",
+        "_services",
+        "_exchange",
+        "_identity",
+        "_handler_threads",
+        "_signals",
+        "cursors",
+    },
+    "patterns": {"queues", "listener"},
     "top": {"__init__", "testing"},
 }
 # What shows and combines: it may import all of the above and `local`, and nobody imports it.
@@ -60,8 +71,16 @@ KNOW_BACKENDS = {
     "queues._queue_errors",
     "queues._rpc",
     "queues._supabase",
+    "_identity",
+    "cursors",
+    # The listener's seam to realtime-py, its factory, and what a catch-up raises.
+    "listener._async",
+    "listener._sync",
+    "listener._factory",
+    "listener._generation",
+    "listener._refusals",
 }
-# Inside `queues`: what both colours share neither waits nor starts anything.
+# Inside a pattern: what both colours share neither waits nor starts anything.
 COLOURLESS = {
     "queues._books",
     "queues._core",
@@ -75,6 +94,18 @@ COLOURLESS = {
     "queues._rpc",
     "queues._stock",
     "queues._store",
+    "listener._changes",
+    "listener._follower",
+    "listener._levels",
+    "listener._log",
+    "listener._pacing",
+    "listener._passes",
+    "listener._reads",
+    "listener._recovery",
+    "listener._refusals",
+    "listener._settings",
+    "listener._stats",
+    "listener._stream",
 }
 
 

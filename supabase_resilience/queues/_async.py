@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from supabase_resilience import _clock
 from supabase_resilience._checks import check_count, check_number, check_text
+from supabase_resilience._signals import handled_signals, meaning_of
 from supabase_resilience.events import Hook, log_event
 from supabase_resilience.queues._async_crew import AsyncCrew, AsyncOnError, AsyncTies
 from supabase_resilience.queues._async_link import AsyncLink
@@ -22,7 +23,6 @@ from supabase_resilience.queues._core import Core, reset_after_fork
 from supabase_resilience.queues._decisions import Settings, check_handler
 from supabase_resilience.queues._jobs import DeadLetter, Job, QueueMetrics, Settlement
 from supabase_resilience.queues._memory import MemoryQueue
-from supabase_resilience.queues._signals import handled_signals, meaning_of
 from supabase_resilience.queues._store import AsyncStore
 
 __all__ = ["AsyncQueueProcessor"]

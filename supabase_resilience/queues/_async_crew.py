@@ -7,13 +7,14 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple, cast
 
+from supabase_resilience._checks import is_async
+from supabase_resilience._handler_threads import HandlerThreads
 from supabase_resilience.errors import HandlerTimeoutError, QueueError
 from supabase_resilience.queues._async_parking import AsyncParking
 from supabase_resilience.queues._core import Core
-from supabase_resilience.queues._handler_threads import HandlerThreads
 from supabase_resilience.queues._jobs import Job, Settlement, _current
 
-__all__ = ["AsyncCrew", "AsyncOnError", "AsyncTies", "is_async"]
+__all__ = ["AsyncCrew", "AsyncOnError", "AsyncTies"]
 
 AsyncOnError = Callable[[Exception, Job], object]
 _logger = logging.getLogger("supabase_resilience")
@@ -48,7 +49,7 @@ class AsyncCrew:
         self._ties = ties
         self._on_error = on_error
         self.parking = AsyncParking()
-        self._threads = HandlerThreads(core.name)
+        self._threads = HandlerThreads(f"queue {core.name} handler")
         self._calls_on_loop = is_async(core.process)
         limits = core.settings.handler_timeout, core.settings.max_age
         is_limited = core.settings.strict_order or limits != (None, None)
@@ -331,12 +332,6 @@ async def _guarded(call: Awaitable[object]) -> object:
     except BaseException as error:  # noqa: BLE001 - it is raised again where it is awaited
         return error
     return None
-
-
-def is_async(process: object) -> bool:
-    """Whether a call of it has to be awaited; an object may be a handler, too."""
-    call = getattr(process, "__call__", None)  # noqa: B004 - is it async, not: is it callable
-    return inspect.iscoroutinefunction(process) or inspect.iscoroutinefunction(call)
 
 
 def _is_canceled() -> bool:

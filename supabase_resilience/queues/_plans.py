@@ -4,7 +4,7 @@ The probe is one call; a project without our migration is served in stock mode. 
 person has to solve is a `QueueError` with the SQL that solves it, before anything is lost.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from postgrest.exceptions import APIError
@@ -18,9 +18,8 @@ from supabase_resilience.queues._rpc import Plan
 from supabase_resilience.queues._stock import Stock, read
 from supabase_resilience.queues._store import Abilities, Exchange
 
-__all__ = ["Plans", "Token", "check_name", "check_token"]
+__all__ = ["Plans", "check_name"]
 
-Token = str | Callable[[], str] | None
 # PostgreSQL cuts off what is longer than 63 bytes, and pgmq's own prefixes need 16 of them.
 _LONGEST = 47
 _DEAD = "_dead"
@@ -43,12 +42,6 @@ def _check_characters(name: str) -> None:
     refused = [part for part in ("$", ";", "--", "'", "\0") if part in name]
     if refused:
         raise ValueError(f"pgmq allows no {refused[0]!r} in the name of a queue: {name!r}")
-
-
-def check_token(token: Any) -> None:
-    """A non-empty string, a function that returns one, or None."""
-    if token is not None and not callable(token):
-        check_text("token", token)
 
 
 class Plans:

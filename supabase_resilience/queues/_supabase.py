@@ -6,24 +6,21 @@ out. Their identity is pinned when they are made: who signs in on your client la
 
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from postgrest.exceptions import APIError
 from supabase import AsyncClient, Client
 
+from supabase_resilience._identity import Identity, Token, check_token, identity_of, wrong_client
 from supabase_resilience._requests import idempotent
-from supabase_resilience.breaker import CircuitBreaker
-from supabase_resilience.events import Event
-from supabase_resilience.protect import AsyncProtectedClient, ProtectedClient, protect
 from supabase_resilience.queues._jobs import DeadLetter, Job, QueueMetrics, Settlement
-from supabase_resilience.queues._plans import Plans, Token, check_name, check_token
+from supabase_resilience.queues._plans import Plans, check_name
 from supabase_resilience.queues._rpc import Call, Course, Plan
 from supabase_resilience.queues._store import Abilities, Exchange
 
 __all__ = ["AsyncSupabaseQueue", "SupabaseQueue"]
 
 T = TypeVar("T")
-P = TypeVar("P", ProtectedClient, AsyncProtectedClient)
 
 
 class SupabaseQueue:
@@ -43,17 +40,12 @@ class SupabaseQueue:
 
     def __init__(self, client: Client, name: str, *, token: Token = None) -> None:
         if not isinstance(client, Client):
-            raise TypeError(_wrong_client(client, Client, AsyncClient, "AsyncSupabaseQueue"))
+            raise TypeError(wrong_client(client, Client, "AsyncSupabaseQueue"))
         check_name(name)
         check_token(token)
-        protected = (
-            client
-            if isinstance(client, ProtectedClient)
-            else protect(client, breaker=_no_breaker(), retry=None)
-        )
         self._name = name
         self._plans = Plans(name)
-        self._identity = _Identity(protected, token)
+        self._identity: Identity[Any] = identity_of(client, token, unguarded="queue")
 
     def __repr__(self) -> str:
         """Show which queue it is."""
@@ -149,17 +141,12 @@ class AsyncSupabaseQueue:
 
     def __init__(self, client: AsyncClient, name: str, *, token: Token = None) -> None:
         if not isinstance(client, AsyncClient):
-            raise TypeError(_wrong_client(client, AsyncClient, Client, "SupabaseQueue"))
+            raise TypeError(wrong_client(client, AsyncClient, "SupabaseQueue"))
         check_name(name)
         check_token(token)
-        protected = (
-            client
-            if isinstance(client, AsyncProtectedClient)
-            else protect(client, breaker=_no_breaker(), retry=None)
-        )
         self._name = name
         self._plans = Plans(name)
-        self._identity = _Identity(protected, token)
+        self._identity: Identity[Any] = identity_of(client, token, unguarded="queue")
 
     def __repr__(self) -> str:
         """Show which queue it is."""
@@ -239,55 +226,6 @@ class AsyncSupabaseQueue:
 
 
 # --- what both share ------------------------------------------------------------------------------
-
-
-class _Identity(Generic[P]):
-    """Who the queue is: a client that no auth event reaches."""
-
-    def __init__(self, client: P, token: Token) -> None:
-        self._origin: P = client
-        self._token = token
-        self._pinned: tuple[str | None, P] | None = None
-        self._apis: dict[str, tuple[Any, Any]] = {}
-
-    def api(self, schema: str) -> Any:
-        """The PostgREST client of a schema; the same one until the client's own is another."""
-        postgrest: Any = self.client().postgrest
-        known = self._apis.get(schema)
-        if known is None or known[0] is not postgrest:
-            known = self._apis[schema] = postgrest, postgrest.schema(schema)
-        return known[1]
-
-    def client(self) -> P:
-        """The client to use now; a new one only when `token()` returns another token."""
-        token = self._token() if callable(self._token) else self._token
-        pinned = self._pinned
-        if pinned is None or pinned[0] != token:
-            pinned = self._pinned = token, self._pin(token)
-        return pinned[1]
-
-    def _pin(self, token: str | None) -> P:
-        origin: P = self._origin
-        if token is None and origin._authorization is not None:  # noqa: SLF001 - our own class
-            return origin  # made by as_user()
-        return origin.as_user(origin.supabase_key if token is None else token)
-
-
-def _wrong_client(client: object, wanted: type, other: type, instead: str) -> str:
-    if isinstance(client, other):
-        return f"client must be a supabase {wanted.__name__}, got {client!r}; use {instead} for it"
-    return f"client must be a supabase {wanted.__name__}, got {client!r}"
-
-
-def _no_breaker() -> CircuitBreaker:
-    """For a client that asked for no protection: only the timeouts and the pool are wanted."""
-    breaker = CircuitBreaker("queue", on_event=_tell_nobody)
-    breaker.disable()
-    return breaker
-
-
-def _tell_nobody(_: Event) -> None:
-    pass
 
 
 def _promise_of(call: Call) -> AbstractContextManager[object]:

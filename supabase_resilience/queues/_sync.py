@@ -16,13 +16,13 @@ from typing import Any, Self
 
 from supabase_resilience import _clock
 from supabase_resilience._checks import check_count, check_number, check_text
+from supabase_resilience._signals import handled_signals
 from supabase_resilience.events import Hook, log_event
 from supabase_resilience.queues._books import QueueStats
 from supabase_resilience.queues._core import Core, reset_after_fork
 from supabase_resilience.queues._decisions import Settings, check_handler
 from supabase_resilience.queues._jobs import DeadLetter, QueueMetrics
 from supabase_resilience.queues._memory import MemoryQueue
-from supabase_resilience.queues._signals import handled_signals
 from supabase_resilience.queues._store import Store
 from supabase_resilience.queues._sync_crew import Crew, OnError, Ties
 from supabase_resilience.queues._sync_link import Link

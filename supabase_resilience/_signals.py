@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT while a processor runs: the first asks it to stop, the next one aborts."""
+"""SIGTERM and SIGINT while something runs: the first asks it to stop, the next one aborts."""
 
 import signal
 import threading

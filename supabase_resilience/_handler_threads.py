@@ -1,4 +1,4 @@
-"""Threads for sync handlers of an async processor; one that hangs is left behind, not waited for.
+"""Threads for the sync handlers of an async owner; one that hangs is left behind, not waited for.
 
 The loop's own executor would not do: it has few threads, all of which are joined at exit.
 """
@@ -44,7 +44,7 @@ class _Thread:
 
     def __init__(self, name: str) -> None:
         self._calls: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
-        threading.Thread(target=self._work, name=f"queue {name} handler", daemon=True).start()
+        threading.Thread(target=self._work, name=name, daemon=True).start()
 
     async def call(self, fn: Callable[[], Any]) -> Outcome:
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()

@@ -1,0 +1,210 @@
+"""One handler's place in the stream: its ledger, its bounded queue, and how far it has come.
+
+Markers travel in the queue behind the changes of a finished catch-up. When the handler has come to
+a marker, all before it is acknowledged, and that is the cursor that a restart resumes from. All of
+this runs on the listener's event loop; handlers on threads are handed batches.
+"""
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from supabase_resilience.listener._changes import Change, ChangeType, Seen, Shape
+from supabase_resilience.listener._recovery import DOUBT, Ledger, LiveLedger, LogLedger
+
+__all__ = ["Follower", "Position"]
+
+
+class Position(NamedTuple):
+    """A point up to which everything is told: a transaction of a history, or a column's value."""
+
+    xid: int = 0
+    history: str | None = None
+    value: Any = None
+
+    def to_json(self) -> dict[str, Any]:
+        """What a cursor store keeps."""
+        if self.value is not None:
+            return {"value": self.value}
+        return {"xid": self.xid, "history": self.history}
+
+    @classmethod
+    def from_json(cls, saved: Mapping[str, Any]) -> "Position":
+        """Read it back; raises `ValueError` for what is no position."""
+        if saved.get("value") is not None:
+            return cls(value=saved["value"])
+        xid = saved.get("xid")
+        if not isinstance(xid, int) or isinstance(xid, bool):
+            raise ValueError("it holds no position of a listener")  # noqa: TRY004
+        return cls(xid, saved.get("history"))
+
+
+class _Marker(NamedTuple):
+    position: Position
+
+
+class Follower:
+    """The queue between the stream and one handler.
+
+    `since` is where the next catch-up begins for it, None for the very beginning. One that
+    `starts_now` is told nothing by its first catch-up, which only learns what is there. `inline` is
+    called at once, without a queue.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        ledger: Ledger,
+        shape: Shape,
+        *,
+        wants: ChangeType | None = None,
+        limit: int,
+        blocks: bool,
+        starts_now: bool = False,
+        inline: Callable[[Change], None] | None = None,
+    ) -> None:
+        self.name = name
+        self.ledger = ledger
+        self.limit = limit
+        self.blocks = blocks
+        self.since: Position | None = None
+        self.acked: Position | None = None
+        self.is_resumed = False
+        self.starts_now = starts_now
+        self.is_behind = True  # until it has been caught up for the first time
+        self.delivered = 0
+        self.caught_up = 0
+        self.dropped = 0
+        self.doubts: dict[Any, bool] = {}
+        self._shape = shape
+        self._wants = wants
+        self._inline = inline
+        self._wake: Callable[[], None] = _nobody
+        self._queue: deque[Change | _Marker] = deque()
+        self._changes = 0
+
+    def on_news(self, wake: Callable[[], None]) -> None:
+        """Call this when something was queued."""
+        self._wake = wake
+
+    def resume(self, position: Position) -> None:
+        """Begin where an earlier process has come to."""
+        self.since = self.acked = position
+        self.starts_now = False
+        self.is_resumed = True
+        self.ledger.covered(position.xid)
+
+    # --- what comes in ----------------------------------------------------------------------------
+
+    def live(self, seen: Seen) -> bool:
+        """Judge a live event and queue what is news; False if there was no room for it."""
+        verdict = self.ledger.live(seen)
+        if verdict is None:
+            return True
+        if verdict == DOUBT:
+            self.doubt(seen)
+            return True
+        if self._wants is not None and verdict != self._wants:
+            return True
+        change = self._shape.change(seen, verdict, "live")
+        if self._changes < self.limit:
+            self._put(change)
+            return True
+        self._overflow(change)
+        return False
+
+    def doubt(self, seen: Seen) -> None:
+        """Remember what has to be read again, and whether it may be a delete."""
+        if isinstance(self.ledger, LogLedger):
+            self.doubts[seen.version] = False
+        else:
+            self.doubts[seen.key] = self.doubts.get(seen.key, False) or seen.type == "DELETE"
+
+    def tell(self, seen: Seen, kind: ChangeType) -> None:
+        """Queue a caught-up change."""
+        if not self.starts_now and self._wants in {None, kind}:
+            self.caught_up += 1
+            self._put(self._shape.change(seen, kind, "catch_up"))
+
+    def mark(self, position: Position) -> None:
+        """All up to `position` is told now."""
+        self.since = position
+        self.starts_now = False
+        self.is_resumed = True
+        self.ledger.covered(position.xid)
+        if self._queue:
+            self._queue.append(_Marker(position))
+        else:
+            self.acked = position
+
+    def has_room(self, changes: int) -> bool:
+        """Whether so many more fit, or none wait."""
+        return self._changes == 0 or self._changes + changes <= self.limit
+
+    def fall_behind(self, since: Position | None) -> None:
+        """Take no more until the queue is empty; the next catch-up begins at `since`."""
+        self.is_behind = True
+        self.since = since
+
+    def _put(self, change: Change) -> None:
+        if self._inline is not None:
+            self.delivered += 1
+            self._inline(change)
+            return
+        self._queue.append(change)
+        self._changes += 1
+        self._wake()
+
+    def _overflow(self, change: Change) -> None:
+        """Forget what waits: a catch-up from where the handler has come to finds it again."""
+        lost = [each for each in self._queue if isinstance(each, Change)]
+        self.dropped += len(lost) + 1
+        self._queue.clear()
+        self._changes = 0
+        if isinstance(self.ledger, LiveLedger):
+            return
+        self.ledger.dropped([*lost, change], self.acked.xid if self.acked else 0)
+        self.fall_behind(self.acked)
+
+    # --- what goes out ----------------------------------------------------------------------------
+
+    @property
+    def is_durable(self) -> bool:
+        """Whether a new process may resume where this one was; a table in memory is gone."""
+        return self._inline is None
+
+    @property
+    def is_beginning(self) -> bool:
+        """Whether no catch-up has been completed for it yet."""
+        return self.starts_now or self.since is None
+
+    @property
+    def waiting(self) -> int:
+        """How many changes wait for the handler."""
+        return self._changes
+
+    def next(self, most: int) -> Sequence[Change]:
+        """The next changes in line; they stay in line until `done()`."""
+        batch: list[Change] = []
+        for each in self._queue:
+            if isinstance(each, _Marker) or len(batch) == most:
+                break
+            batch.append(each)
+        return batch
+
+    def done(self, batch: Sequence[Change]) -> None:
+        """The handler is through with these, which were next in line."""
+        for change in batch:
+            # An overflow may have emptied the queue meanwhile.
+            if not self._queue or self._queue[0] is not change:
+                return
+            self._queue.popleft()
+            self._changes -= 1
+            self.delivered += 1
+        while self._queue and isinstance(marker := self._queue[0], _Marker):
+            self.acked = marker.position
+            self._queue.popleft()
+
+
+def _nobody() -> None:
+    """Nobody waits yet."""

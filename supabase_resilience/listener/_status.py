@@ -1,0 +1,132 @@
+"""Where a listener stands, and who waits for it to be ready."""
+
+import asyncio
+from collections.abc import Callable
+
+from supabase_resilience._clock import Clock
+from supabase_resilience.errors import ListenerError
+from supabase_resilience.events import Event, GapDetected, ListenerLost, ListenerReady
+from supabase_resilience.events import ListenerRefused as Refused
+from supabase_resilience.listener._refusals import Refusal
+from supabase_resilience.listener._stats import Counts, ListenerState
+
+__all__ = ["Status"]
+
+
+class Status:
+    """Ready is who is subscribed, and has caught up since.
+
+    `epoch` changes whenever changes may have been missed, so that a catch-up knows whether it is
+    one of before.
+    """
+
+    def __init__(
+        self, name: str, counts: Counts, *, tell: Callable[[Event], None], clock: Clock
+    ) -> None:
+        self.epoch = 0
+        self.is_subscribed = False
+        self.refusal: Refusal | None = None
+        self._name = name
+        self._counts = counts
+        self._tell = tell
+        self._clock = clock
+        self._is_running = False
+        self._is_caught_up = False
+        self._was_told_lost = False
+        self._since = clock()
+        self._changed = asyncio.Event()
+
+    @property
+    def state(self) -> ListenerState:
+        """In one word."""
+        if not self._is_running:
+            return "stopped"
+        if self.refusal is not None:
+            return "refused"
+        if not self.is_subscribed:
+            return "connecting"
+        return "live" if self._is_caught_up else "catching_up"
+
+    def started(self) -> None:
+        """It runs from now on."""
+        self._is_running = True
+        self._since = self._clock()
+        self._notify()
+
+    def stopped(self) -> None:
+        """It runs no more."""
+        self._is_running = self.is_subscribed = self._is_caught_up = False
+        self._was_told_lost = False
+        self.refusal = None
+        self._notify()
+
+    def subscribed(self) -> None:
+        """Realtime has said "Subscribed to PostgreSQL": changes arrive from now on, not those of before."""
+        self.epoch += 1
+        if self._is_caught_up:
+            self._since = self._clock()
+        self._is_caught_up = False
+        self.is_subscribed = True
+        self._notify()
+
+    def gap(self, reason: str) -> None:
+        """Changes may have been missed."""
+        self.epoch += 1
+        self._counts.gaps += 1
+        self._tell(GapDetected(listener=self._name, reason=reason))
+
+    def lost(self, refusal: Refusal) -> None:
+        """The connection is gone."""
+        if self._is_caught_up:
+            self._since = self._clock()
+            self.gap(refusal.reason)
+        self.is_subscribed = self._is_caught_up = False
+        if not self._was_told_lost and refusal.kind != "permanent":
+            self._was_told_lost = True
+            self._tell(ListenerLost(listener=self._name, reason=refusal.reason))
+        self._notify()
+
+    def refused(self, refusal: Refusal) -> None:
+        """What no waiting can heal; told once as long as it is the same."""
+        if self.refusal != refusal:
+            self.refusal = refusal
+            self._tell(Refused(listener=self._name, reason=refusal.reason, remedy=refusal.remedy))
+        self._notify()
+
+    def healed(self) -> None:
+        """What was refused works."""
+        self.refusal = None
+        self._notify()
+
+    def caught_up(self, epoch: int) -> None:
+        """A catch-up that began in `epoch` is complete."""
+        if epoch == self.epoch and self.is_subscribed and not self._is_caught_up:
+            self._is_caught_up = True
+            self._was_told_lost = False
+            self._tell(ListenerReady(listener=self._name, seconds=self._clock() - self._since))
+        self._notify()
+
+    async def wait_ready(self) -> None:
+        """Return when it is; raises `ListenerError` for what a person has to set right."""
+        while not self._is_caught_up:
+            if self.refusal is not None:
+                raise error_of(self._name, self.refusal)
+            if not self._is_running:
+                raise ListenerError(f"the listener of {self._name} is not started; call start()")
+            await self.wait_change()
+
+    async def wait_change(self) -> None:
+        """Return when something here has changed, or a catch-up was completed."""
+        changed = self._changed
+        await changed.wait()
+
+    def _notify(self) -> None:
+        # A new one each time: whoever waits looks at what is true now.
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+
+def error_of(name: str, refusal: Refusal) -> ListenerError:
+    """The error that tells a person what to do."""
+    remedy = f"; {refusal.remedy}" if refusal.remedy else ""
+    return ListenerError(f"cannot follow {name}: {refusal.reason}{remedy}")
