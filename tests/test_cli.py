@@ -60,3 +60,16 @@ def test_local_says_what_is_wrong_with_the_schema(tmp_path, capsys):
     for file, reason in ((tmp_path / "nowhere.sql", "nowhere.sql"), (broken, "tabel")):
         assert 1 == main(["local", "--schema", str(file)])
         assert reason in capsys.readouterr().err
+
+
+def test_sql_prints_what_it_is_asked_for(capsys):
+    """Each migration has a way there and a way back."""
+    with pytest.raises(SystemExit):
+        main(["sql", "nothing"])
+    told = capsys.readouterr().err
+    for name, given in (("queue", []), ("cursors", []), ("listener", ["--table", "orders"])):
+        assert name in told
+        assert 0 == main(["sql", name, *given])
+        assert "create schema if not exists supabase_resilience" in capsys.readouterr().out
+        assert 0 == main(["sql", name, "--remove"])
+        assert "drop schema if exists supabase_resilience" in capsys.readouterr().out

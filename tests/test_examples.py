@@ -63,6 +63,30 @@ def test_the_queue_example_onboards_every_user_once():
     assert int(postponed) >= 1
 
 
+@pytest.mark.parametrize(
+    ("name", "facts"),
+    [
+        (
+            "04_follow_changes.py",
+            ["Realtime is killed", "DELETE of project 3, catch_up", "the connection is cut"],
+        ),
+        (
+            "04_follow_changes_async.py",
+            ["drops every change", "INSERT of project 2, catch_up", "Realtime had lost: 1"],
+        ),
+    ],
+)
+def test_the_list_of_projects_becomes_right_again(name, facts):
+    """What Realtime has lost is found, told and counted."""
+    positions(run(name), *facts, "the list is right")
+
+
+def test_the_search_index_survives_its_process():
+    """Killed three times, it goes on where it was, and hears of what was deleted meanwhile."""
+    told = run("04_search_index.py")
+    positions(told, "round 1: the index is right", "round 3: the index is right", "12 documents")
+
+
 def test_the_demo_compares_a_protected_app_with_a_plain_one():
     """The sick server is spared most requests, nobody waits as long, and no profile is lost."""
     told = run("demo.py")

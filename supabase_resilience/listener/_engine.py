@@ -36,6 +36,7 @@ Handler = Callable[[Change], Any]
 Way = Literal["task", "thread"]
 _logger = logging.getLogger("supabase_resilience")
 _RESTART_AFTER = 1.0
+_SAVE_EVERY = 1.0
 
 
 class Engine:
@@ -85,6 +86,7 @@ class Engine:
         self._runners: dict[str, Runner] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._fatal: BaseException | None = None
+        self._moved = asyncio.Event()
         self.stopped = asyncio.Event()
 
     # --- life -------------------------------------------------------------------------------------
@@ -99,6 +101,8 @@ class Engine:
         self._spawn("supervisor", self._supervisor.run)
         if self._recoverer is not None:
             self._spawn("recoverer", self._recover)
+        if self.settings.cursor is not None:
+            self._spawn("keeper", self._keep_positions)
         for name, runner in self._runners.items():
             self._spawn_runner(name, runner)
 
@@ -113,8 +117,8 @@ class Engine:
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         self._tasks.clear()
         await self._positions.save(self._stream.followers)
-        self._renew_runners()
         self._status.stopped()
+        self._renew_runners()
         self.stopped.set()
         return not late
 
@@ -170,6 +174,7 @@ class Engine:
             blocks=self.settings.overflow == "block",
             starts_now=inline is None and self.settings.start_from == "now",
             inline=inline,
+            is_kept=inline is None and self.settings.cursor is not None,
         )
         if self._recoverer is None:
             follower.is_behind = False
@@ -193,6 +198,8 @@ class Engine:
     def progressed(self, follower: Follower) -> None:
         """A handler has made room."""
         self._stream.drain()
+        if follower.is_kept:
+            self._moved.set()
         if follower.is_behind and not follower.waiting:
             self._want_reads()
 
@@ -300,6 +307,14 @@ class Engine:
             done=self._save,
         )
 
+    async def _keep_positions(self) -> None:
+        """Save soon after a handler has come to a new one, and not more often than that."""
+        while True:
+            await self._moved.wait()
+            self._moved.clear()
+            await self._save()
+            await asyncio.sleep(_SAVE_EVERY)
+
     async def _save(self) -> None:
         await self._positions.save(self._stream.followers)
 
@@ -344,7 +359,7 @@ class Engine:
 
     def _resume(self, follower: Follower) -> None:
         position = self._positions.of(follower.name)
-        if position is not None and follower.is_durable:
+        if position is not None and follower.is_kept:
             follower.resume(position)
 
     # --- tasks ------------------------------------------------------------------------------------

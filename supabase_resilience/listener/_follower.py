@@ -16,17 +16,23 @@ __all__ = ["Follower", "Position"]
 
 
 class Position(NamedTuple):
-    """A point up to which everything is told: a transaction of a history, or a column's value."""
+    """A point up to which everything is told: a transaction of a history, or a column's value.
+
+    `is_start` when no row has been told yet, only deletes and changes after it will be: whoever
+    died in its first reading then hears of what was deleted since.
+    """
 
     xid: int = 0
     history: str | None = None
     value: Any = None
+    is_start: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """What a cursor store keeps."""
         if self.value is not None:
             return {"value": self.value}
-        return {"xid": self.xid, "history": self.history}
+        start = {"is_start": True} if self.is_start else {}
+        return {"xid": self.xid, "history": self.history, **start}
 
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> "Position":
@@ -36,7 +42,7 @@ class Position(NamedTuple):
         xid = saved.get("xid")
         if not isinstance(xid, int) or isinstance(xid, bool):
             raise ValueError("it holds no position of a listener")  # noqa: TRY004
-        return cls(xid, saved.get("history"))
+        return cls(xid, saved.get("history"), is_start=saved.get("is_start") is True)
 
 
 class _Marker(NamedTuple):
@@ -48,7 +54,7 @@ class Follower:
 
     `since` is where the next catch-up begins for it, None for the very beginning. One that
     `starts_now` is told nothing by its first catch-up, which only learns what is there. `inline` is
-    called at once, without a queue.
+    called at once, without a queue. Of one that `is_kept` the position outlives the process.
     """
 
     def __init__(
@@ -62,6 +68,7 @@ class Follower:
         blocks: bool,
         starts_now: bool = False,
         inline: Callable[[Change], None] | None = None,
+        is_kept: bool = False,
     ) -> None:
         self.name = name
         self.ledger = ledger
@@ -79,6 +86,7 @@ class Follower:
         self._shape = shape
         self._wants = wants
         self._inline = inline
+        self.is_kept = is_kept
         self._wake: Callable[[], None] = _nobody
         self._queue: deque[Change | _Marker] = deque()
         self._changes = 0
@@ -92,7 +100,7 @@ class Follower:
         self.since = self.acked = position
         self.starts_now = False
         self.is_resumed = True
-        self.ledger.covered(position.xid)
+        self.ledger.covered(0 if position.is_start else position.xid)
 
     # --- what comes in ----------------------------------------------------------------------------
 
@@ -169,14 +177,14 @@ class Follower:
     # --- what goes out ----------------------------------------------------------------------------
 
     @property
-    def is_durable(self) -> bool:
-        """Whether a new process may resume where this one was; a table in memory is gone."""
-        return self._inline is None
+    def needs_rows(self) -> bool:
+        """Whether it has to be told all rows that there are."""
+        return self.since is None or self.since.is_start
 
     @property
     def is_beginning(self) -> bool:
         """Whether no catch-up has been completed for it yet."""
-        return self.starts_now or self.since is None
+        return self.starts_now or self.needs_rows
 
     @property
     def waiting(self) -> int:

@@ -45,10 +45,12 @@ class Outcome:
     """What a pass has found.
 
     `found` are the keys (in a change log: the entries) that were news to somebody, with versions.
+    `goes_on` when the positions must be kept before the next pass does the rest.
     """
 
     found: dict[Any, int | None] = field(default_factory=dict)
     resyncs: list[tuple[str, str]] = field(default_factory=list)
+    goes_on: bool = False
     held: list[tuple[str, int, int]] = field(default_factory=list)
 
 
@@ -85,14 +87,17 @@ class Passes:
 
     def _versioned(self, group: list[Follower], outcome: Outcome) -> Plan[None]:
         position, end = yield from self._horizon(group, outcome)
+        if self._begins(group, position, outcome):
+            return
         old = [follower for follower in group if follower.since is not None]
         if old and not self._recovery.key_diff:
             yield from self._tombstones(old, outcome)
         window = [(_XID, "lt", str(end))]
         order = [_XID, *self._shape.key]
-        if self._where and old:
-            yield from self._changed_keys(old, _XID, order, window)
-        readers = [f for f in group if f.since is None] if self._where else group
+        known = [follower for follower in group if not follower.needs_rows]
+        if self._where and known:
+            yield from self._changed_keys(known, _XID, order, window)
+        readers = [f for f in group if f.needs_rows] if self._where else group
         if readers:
             yield from self._rows(readers, group, order, window, outcome)
         yield from self._finish(group, outcome, position)
@@ -109,6 +114,14 @@ class Passes:
                 outcome.resyncs.append((follower.name, reason))
                 follower.since = None
         return position, found["xmax"]
+
+    def _begins(self, group: list[Follower], position: Position, outcome: Outcome) -> bool:
+        """Note where those that begin do so, ahead of the first row: they may die amid the rows."""
+        for follower in group:
+            if follower.since is None and follower.is_kept:
+                follower.since = follower.acked = position._replace(is_start=True)
+                outcome.goes_on = True
+        return outcome.goes_on
 
     def _check_migration(self, found: dict[str, Any]) -> None:
         shape, level = self._shape, self._recovery.level
@@ -387,12 +400,14 @@ class Passes:
 
     def _change_log(self, group: list[Follower], outcome: Outcome) -> Plan[None]:
         position, _ = yield from self._horizon(group, outcome)
-        beginners = [follower for follower in group if follower.since is None]
+        if self._begins(group, position, outcome):
+            return
+        beginners = [follower for follower in group if follower.needs_rows]
         if beginners:
             yield from self._base(beginners, group)
             for follower in beginners:
                 if follower in group:
-                    follower.since = position
+                    follower.since = follower.since or position
         if group:
             yield from self._entries(group, outcome)
         yield from self._entries_again(group, outcome)
@@ -497,7 +512,7 @@ def _earliest(followers: Iterable[Follower], column: str) -> Any:
 
 def _start(follower: Follower, column: str) -> Any:
     since = follower.since
-    if since is None:
+    if since is None or since.is_start:
         return None
     return since.xid if column == _XID else since.value
 

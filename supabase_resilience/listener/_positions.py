@@ -28,6 +28,7 @@ class Positions:
         }
         self._tell = tell
         self._saved: dict[str, Any] = {}
+        self._turn = asyncio.Lock()
         self.is_loaded = self._store is None
 
     async def load(self) -> None:
@@ -49,17 +50,18 @@ class Positions:
         moved = {
             name: follower.acked.to_json()
             for name, follower in followers.items()
-            if follower.is_durable and follower.acked is not None
+            if follower.is_kept and follower.acked is not None
         }
-        positions = {**self._saved, **moved}
-        if positions == self._saved:
-            return
-        try:
-            await _call(self._store.save, {**self._about, "handlers": positions})
-        except Exception as error:  # noqa: BLE001 - it is the user's store
-            self._tell(CursorNotSaved(listener=self._name, reason=type(error).__name__))
-        else:
-            self._saved = positions
+        async with self._turn:  # an older position must not overtake a newer one
+            positions = {**self._saved, **moved}
+            if positions == self._saved:
+                return
+            try:
+                await _call(self._store.save, {**self._about, "handlers": positions})
+            except Exception as error:  # noqa: BLE001 - it is the user's store
+                self._tell(CursorNotSaved(listener=self._name, reason=type(error).__name__))
+            else:
+                self._saved = positions
 
     def _handlers_in(self, found: Mapping[str, Any]) -> Mapping[str, Any]:
         if {key: found.get(key) for key in self._about} != self._about:

@@ -1,8 +1,9 @@
 """Runs the catch-ups: one at a time, many wishes answered by one, and one on a timer anyway."""
 
 import asyncio
+import contextlib
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 from supabase_resilience._clock import Clock
 from supabase_resilience.events import (
@@ -13,9 +14,11 @@ from supabase_resilience.events import (
     GapRecovered,
     Resync,
 )
+from supabase_resilience.listener._follower import Follower
 from supabase_resilience.listener._pacing import backoff
 from supabase_resilience.listener._passes import Outcome, Passes
 from supabase_resilience.listener._reader import Reader, carry_out
+from supabase_resilience.listener._reads import Rpc
 from supabase_resilience.listener._refusals import Refusal
 from supabase_resilience.listener._settings import Settings
 from supabase_resilience.listener._stats import Counts
@@ -27,6 +30,7 @@ __all__ = ["Recoverer"]
 _LEAST_PAUSE = 0.25
 _LONGEST_WAIT = 5.0
 _REFUSED_WAIT = (30.0, 60.0)
+_PRUNE_EVERY = 600.0
 _LAG = 5.0
 """Seconds until a change is overdue: Realtime polls every 0.1 to 0.5 s."""
 
@@ -67,6 +71,7 @@ class Recoverer:
         self._due = clock()
         self._repeat_at: float | None = None
         self._lost_at: float | None = None
+        self._prune_at = clock() + _PRUNE_EVERY * random.random()  # noqa: S311
 
     def want(self, reason: str) -> None:
         """Changes may have been missed."""
@@ -126,15 +131,30 @@ class Recoverer:
         self._stream.hold()
         try:
             outcome = await carry_out(self._passes.run(group, began), self._reader)
+            if outcome.goes_on:
+                _set_back(behind)
         except Exception as error:  # noqa: BLE001 - whatever it is, the next try may do
-            for follower in behind:
-                follower.is_behind = True
+            _set_back(behind)
             self._failed(error)
             return
         finally:
             self._stream.release()
-        self._succeeded(outcome, epoch, began, is_watched=is_timer and not behind)
+        # Ahead of telling that it is ready: what comes after that must not be lost by a crash.
         await self._done()
+        if outcome.goes_on:
+            self.want("begun")
+            return
+        self._succeeded(outcome, epoch, began, is_watched=is_timer and not behind)
+        await self._prune()
+
+    async def _prune(self) -> None:
+        """Where no pg_cron does it: delete tombstones and log entries beyond their retention."""
+        recovery = self._settings.recovery
+        if recovery is None or recovery.level == "by_column" or self._clock() < self._prune_at:
+            return
+        self._prune_at = self._clock() + _PRUNE_EVERY
+        with contextlib.suppress(Exception):  # only the secret key may, and the next time will do
+            await self._reader.rows(Rpc("supabase_resilience_prune", {}))
 
     # --- what came of it --------------------------------------------------------------------------
 
@@ -183,3 +203,9 @@ class Recoverer:
             wait = random.uniform(*_REFUSED_WAIT)  # noqa: S311
             self._status.refused(refusal)
         self._due = self._clock() + wait
+
+
+def _set_back(followers: Iterable[Follower]) -> None:
+    """They have not been caught up: what is held is not for them yet."""
+    for follower in followers:
+        follower.is_behind = True
