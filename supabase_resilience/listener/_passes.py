@@ -83,6 +83,15 @@ class Passes:
             yield from self._change_log(group, outcome)
         return outcome
 
+    def again(self, followers: Iterable[Follower]) -> Plan[Outcome]:
+        """Only read again what these have doubts about."""
+        group, outcome = list(followers), Outcome()
+        if self._log is None:
+            yield from self._resolve(group, outcome)
+        else:
+            yield from self._entries_again(group, outcome)
+        return outcome
+
     # --- versioned --------------------------------------------------------------------------------
 
     def _versioned(self, group: list[Follower], outcome: Outcome) -> Plan[None]:

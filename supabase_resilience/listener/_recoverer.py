@@ -93,10 +93,14 @@ class Recoverer:
             self._check_lost()
             if not self._is_due():
                 continue
-            is_timer = not self._is_gap and not self._wanted.is_set()
+            is_timer, is_gap = not self._wanted.is_set(), self._is_gap
             self._wanted.clear()
             self._is_gap = False
-            await self._catch_up(is_timer=is_timer)
+            group = [f for f in self._stream.followers.values() if not (f.is_behind and f.waiting)]
+            if is_timer or is_gap or any(follower.is_behind for follower in group):
+                await self._catch_up(group, is_timer=is_timer and not is_gap)
+            elif any(follower.doubts for follower in group):
+                await self._read_again(group)
 
     async def _wait(self) -> None:
         now = self._clock()
@@ -118,12 +122,21 @@ class Recoverer:
             return True
         return self._wanted.is_set() or now >= self._due
 
-    async def _catch_up(self, *, is_timer: bool) -> None:
+    async def _read_again(self, group: list[Follower]) -> None:
+        self._began = self._clock()
+        self._stream.hold()
+        try:
+            await carry_out(self._passes.again(group), self._reader)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the next try may do
+            self._failed(error)
+        finally:
+            self._stream.release()
+
+    async def _catch_up(self, group: list[Follower], *, is_timer: bool) -> None:
         began = self._began = self._clock()
         if self._repeat_at is not None and began >= self._repeat_at:
             self._repeat_at = None
         self._due = began + self._settings.catch_up_interval * random.uniform(0.9, 1.0)  # noqa: S311
-        group = [f for f in self._stream.followers.values() if not (f.is_behind and f.waiting)]
         behind = [follower for follower in group if follower.is_behind]
         epoch = self._status.epoch
         for follower in group:

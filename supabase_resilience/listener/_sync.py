@@ -142,13 +142,13 @@ class RealtimeListener:
         """
         check_text("name", name)
         handed: queue.SimpleQueue[Change] = queue.SimpleQueue()
-        taken = threading.Semaphore(0)
+        taken, closed = threading.Semaphore(0), threading.Event()
 
         def hand_over(change: Change) -> None:
             handed.put(change)
             while not taken.acquire(timeout=_LOOK_AGAIN):
-                if self._asked_to_stop.is_set():
-                    raise ListenerError("stopped before the change was handled")
+                if self._asked_to_stop.is_set() or closed.is_set():
+                    raise ListenerError("ended before the change was handled")
 
         self._on_loop(lambda: self._engine.add(name, hand_over, way="thread"))
         try:
@@ -160,6 +160,7 @@ class RealtimeListener:
                 yield change
                 taken.release()
         finally:
+            closed.set()
             self._on_loop(lambda: self._engine.remove(name))
 
     def _add_table(self, name: str, apply: Callable[[Change], None]) -> None:
