@@ -21,6 +21,7 @@ FLOORS: dict[str, set[str]] = {
         "failures",
         "trip",
         "_budget",
+        "_queries",
         "_circuit",
         "breaker",
         "_decorate",

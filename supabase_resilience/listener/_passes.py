@@ -10,21 +10,13 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
+from supabase_resilience._queries import KEYS_PER_READ, Condition, Rpc, Select, next_page
 from supabase_resilience.errors import ListenerError
 from supabase_resilience.listener._changes import Key, Seen, Shape
 from supabase_resilience.listener._follower import Follower, Position
 from supabase_resilience.listener._levels import Recovery
 from supabase_resilience.listener._log import LogShape
-from supabase_resilience.listener._reads import (
-    KEYS_PER_READ,
-    Condition,
-    Plan,
-    Rpc,
-    Select,
-    Wait,
-    after,
-    with_keys,
-)
+from supabase_resilience.listener._reads import Plan, Wait, with_keys
 from supabase_resilience.listener._recovery import DOUBT, RowLedger, exceeds_share
 
 __all__ = ["MIGRATION", "Outcome", "Passes"]
@@ -184,19 +176,15 @@ class Passes:
         outcome: Outcome,
     ) -> Plan[None]:
         """Page through the rows from the earliest `since` on; who has no room leaves the group."""
-        begin = _earliest(readers, order[0])
+        where = [*self._where, *window, *_from(readers, order[0])]
         # Only a history that has ended brings somebody back to the beginning.
         full = [f for f in readers if order[0] == _XID and f.since is None and len(f.ledger)]
         remote: set[Key] = set()
-        where = [*self._where, *window]
-        if begin is not None:
-            where.append((order[0], "gte", str(begin)))
         limit = min([_PAGE, *(follower.limit for follower in readers)])
         last: dict[str, Any] | None = None
         while readers:
             _requested(readers)
-            rest = after(order, last) if last is not None else None
-            rows = yield Select(where=where, any_of=rest, order=order, limit=limit)
+            rows = yield _page(order, last, where=where, limit=limit)
             if not rows:
                 break
             yield from self._make_room(readers, group, len(rows), _position(order[0], last))
@@ -247,14 +235,12 @@ class Passes:
         window: Sequence[Condition],
     ) -> Plan[None]:
         """With a filter: which rows have changed at all, for those that left it are news, too."""
-        begin = _earliest(group, column)
-        where = [*window, *([] if begin is None else [(column, "gte", str(begin))])]
+        where = [*window, *_from(group, column)]
         extra = [] if self._shape.version is None else [self._shape.version]
         columns = list(dict.fromkeys([*order, *extra]))
         last: dict[str, Any] | None = None
         while True:
-            rest = after(order, last) if last is not None else None
-            rows = yield Select(columns, where=where, any_of=rest, order=order, limit=_PAGE)
+            rows = yield _page(order, last, columns=columns, where=where)
             for row in rows:
                 key, version = self._shape.key_of(row), row.get(self._shape.version or "")
                 for follower in group:
@@ -281,8 +267,7 @@ class Passes:
         _requested(known)
         last: dict[str, Any] | None = None
         while True:
-            rest = after(key, last) if last is not None else None
-            rows = yield Select(key, where=self._where, any_of=rest, order=key, limit=_PAGE)
+            rows = yield _page(key, last, columns=key, where=self._where)
             if not rows:
                 break
             remote.update(map(self._shape.key_of, rows))
@@ -428,8 +413,7 @@ class Passes:
         order = self._shape.key
         last: dict[str, Any] | None = None
         while beginners:
-            rest = after(order, last) if last is not None else None
-            rows = yield Select(any_of=rest, order=order, limit=_PAGE)
+            rows = yield _page(order, last)
             if not rows:
                 return
             # To leave amid an order by key would mean to begin anew.
@@ -509,6 +493,25 @@ def _requested(followers: Iterable[Follower]) -> None:
 def _row_ledger(follower: Follower) -> RowLedger:
     assert isinstance(follower.ledger, RowLedger)
     return follower.ledger
+
+
+def _page(
+    order: Sequence[str],
+    last: dict[str, Any] | None,
+    *,
+    columns: Sequence[str] = (),
+    where: Sequence[Condition] = (),
+    limit: int = _PAGE,
+) -> Select:
+    """The next page of rows; the only end is an empty one, as a server may cut pages short."""
+    further, any_of = next_page(order, last)
+    return Select(columns, where=[*where, *further], any_of=any_of, order=order, limit=limit)
+
+
+def _from(followers: Iterable[Follower], column: str) -> list[Condition]:
+    """The condition for the rows that somebody has not been told yet."""
+    begin = _earliest(followers, column)
+    return [] if begin is None else [(column, "gte", str(begin))]
 
 
 def _earliest(followers: Iterable[Follower], column: str) -> Any:

@@ -5,8 +5,9 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar
 
 from supabase_resilience._identity import Identity
+from supabase_resilience._queries import Rpc, Select, named
 from supabase_resilience._requests import idempotent
-from supabase_resilience.listener._reads import Plan, Read, Rpc, Select, Wait, named
+from supabase_resilience.listener._reads import Plan, Read, Wait
 
 __all__ = ["LoopReader", "Reader", "ThreadReader", "carry_out"]
 

@@ -6,6 +6,7 @@ import random
 from collections.abc import Awaitable, Callable, Iterable
 
 from supabase_resilience._clock import Clock
+from supabase_resilience._queries import Rpc
 from supabase_resilience.events import (
     CatchUpFailed,
     ChangesLost,
@@ -18,7 +19,6 @@ from supabase_resilience.listener._follower import Follower
 from supabase_resilience.listener._pacing import backoff
 from supabase_resilience.listener._passes import Outcome, Passes
 from supabase_resilience.listener._reader import Reader, carry_out
-from supabase_resilience.listener._reads import Rpc
 from supabase_resilience.listener._refusals import Refusal
 from supabase_resilience.listener._settings import Settings
 from supabase_resilience.listener._stats import Counts

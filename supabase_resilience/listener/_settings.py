@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from supabase_resilience._checks import check_callable, check_count, check_seconds, check_text
+from supabase_resilience._queries import Condition
 from supabase_resilience.events import Hook
 from supabase_resilience.listener._levels import Recovery
-from supabase_resilience.listener._reads import Condition, conditions_of
+from supabase_resilience.listener._reads import conditions_of
 
 __all__ = ["EventKind", "OnHandlerError", "Overflow", "Settings", "StartFrom", "TokenSource"]
 
