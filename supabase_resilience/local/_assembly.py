@@ -147,8 +147,8 @@ class _Maker:
         config = {"dsn": postgres.admin_dsn, "port": 0, "publication": "supabase_realtime"}
         config |= self.keys.config()
 
-        def spawn(delay: float) -> Child:
-            return self._child("realtime", command, {**config, "subscribe_delay": delay})
+        def spawn(settings: dict[str, Any]) -> Child:
+            return self._child("realtime", command, {**config, "settings": settings})
 
         realtime = Realtime(spawn, gateway, subscribe_delay=self.options.subscribe_delay)
         self.cleanup.callback(realtime.shut_down)

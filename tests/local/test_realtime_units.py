@@ -3,6 +3,7 @@
 import json
 import struct
 import time
+from dataclasses import fields
 from decimal import Decimal
 from typing import Any
 
@@ -18,6 +19,7 @@ from supabase_resilience.local.realtime._bindings import (
     binding_id,
     parse_binding,
 )
+from supabase_resilience.local.realtime._broadcasts import parse_binary
 from supabase_resilience.local.realtime._compiler import describe_error
 from supabase_resilience.local.realtime._elixir import inspect
 from supabase_resilience.local.realtime._fanout import Commit
@@ -36,7 +38,9 @@ from supabase_resilience.local.realtime._pgoutput import (
     Marker,
     Relation,
 )
-from supabase_resilience.local.realtime._phoenix import Message, frame
+from supabase_resilience.local.realtime._phoenix import Frame, Message
+from supabase_resilience.local.realtime._rates import Rate
+from supabase_resilience.local.realtime._settings import SettingChanges, Settings
 from supabase_resilience.local.realtime._settling import is_settled
 from supabase_resilience.local.realtime._subscriptions import Subscription
 from supabase_resilience.local.realtime._tokens import Keyring, TokenError
@@ -522,6 +526,7 @@ def test_wrong_shapes_in_a_join_are_defaults() -> None:
         broadcast_ack=False,
         presence_enabled=False,
         presence_key="",
+        replication_ready=False,
         bindings=(),
     )
     assert expected == JoinConfig.parse("realtime:x", payload)
@@ -620,7 +625,7 @@ def test_malformed_frames_are_dropped(text: str) -> None:
 def test_a_frame_is_an_object_with_four_keys() -> None:
     """The keys come in the order of the real server."""
     expected = '{"event":"e","payload":{"a":1},"ref":null,"topic":"realtime:\\"x\\""}'
-    assert expected == frame('realtime:"x"', "e", '{"a":1}')
+    assert expected == Frame('realtime:"x"', "e", '{"a":1}').encode("1.0.0")
 
 
 # --- start ---
@@ -633,7 +638,125 @@ async def test_an_unreachable_database_is_one_clear_error() -> None:
     async def consume(_message: bytes) -> None:
         raise AssertionError
 
-    reader = WalReader("host=127.0.0.1 port=1 user=x dbname=x", "p", consume)
+    reader = WalReader("host=127.0.0.1 port=1 user=x dbname=x", "p", consume, Settings())
     with pytest.raises(StartError, match="check that it runs and that the DSN is right"):
         await reader.open(patience=0.2)
-    assert not reader.live.is_set()
+    assert not reader.is_open
+
+
+# --- rates and settings ---
+
+
+class Clock:
+    """Time that a test sets."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_rate_is_an_average_over_whole_ticks() -> None:
+    """The tick that runs does not count; a window later, what happened in it counts no more."""
+    clock = Clock()
+    rate = Rate(Settings(rate_window=60.0), clock=clock)
+    rate.add(10_000)
+    assert not rate.is_above(100)
+    clock.now += 5.0
+    assert rate.is_above(100)  # 2,000 a second over the only tick so far
+    clock.now += 54.9
+    assert rate.is_above(100)  # 10,000 over 55 s
+    clock.now += 0.1
+    assert rate.is_above(100)
+    assert not rate.is_above(10_000 / 60)
+    clock.now += 5.0
+    assert not rate.is_above(0.001)
+
+
+def test_a_rate_without_limit_is_never_above_it() -> None:
+    """None is no limit."""
+    clock = Clock()
+    rate = Rate(Settings(), clock=clock)
+    rate.add(10**9)
+    clock.now += 5.0
+    assert not rate.is_above(None)
+
+
+def test_a_pause_of_many_windows_is_taken_at_once() -> None:
+    """After any time without a look the average is that of the last window."""
+    clock = Clock()
+    rate = Rate(Settings(rate_window=12.0), clock=clock)
+    rate.add(100)
+    clock.now += 1e9
+    assert not rate.is_above(0.001)
+    rate.add(24)
+    clock.now += 1.0
+    assert rate.is_above(1.9)
+    assert not rate.is_above(2)
+
+
+def test_another_window_starts_the_average_anew() -> None:
+    """What was counted for the window of before is forgotten."""
+    clock, settings = Clock(), Settings()
+    rate = Rate(settings, clock=clock)
+    rate.add(1000)
+    clock.now += 5.0
+    settings.change({"rate_window": 12.0})
+    assert not rate.is_above(1)
+    rate.add(2)
+    clock.now += 1.0
+    assert rate.is_above(1)
+
+
+def test_every_setting_can_be_changed() -> None:
+    """The typed dictionary of changes has the names of the settings."""
+    assert [field.name for field in fields(Settings)] == list(SettingChanges.__annotations__)
+
+
+def test_a_refused_change_changes_nothing() -> None:
+    """Either all of the changes hold, or none."""
+    settings = Settings()
+    with pytest.raises(ValueError, match="idle_timeout"):
+        settings.change({"max_channels": 1, "idle_timeout": 0})
+    assert Settings() == settings
+
+
+# --- binary broadcasts ---
+
+
+PUSH = b"\x03\x01\x01\x0c\x06\x00\x0119realtime:bincursor" + b'{"x":1}'
+
+
+@pytest.mark.parametrize(
+    "data", [b"", PUSH[:6], b"\x04" + PUSH[1:], PUSH.replace(b"cur", b"\xff\xff\xff")]
+)
+def test_malformed_binary_frames_are_dropped(data: bytes) -> None:
+    """Too short, of another kind, or no text where text must be."""
+    assert parse_binary(data) is None
+
+
+def test_a_binary_broadcast_is_json_for_the_first_version() -> None:
+    """Clients of version 1.0.0 are sent the JSON of it, the others what was sent."""
+    message = parse_binary(PUSH)
+    assert message is not None
+    assert message.broadcast is not None
+    assert ("1", "9", "realtime:bin") == (message.join_ref, message.ref, message.topic)
+    assert b"\x04\x0c\x06\x00\x01realtime:bincursor" + b'{"x":1}' == message.broadcast.encode(
+        "2.0.0"
+    )
+    expected = {
+        "event": "broadcast",
+        "payload": {"event": "cursor", "payload": {"x": 1}, "type": "broadcast"},
+        "ref": None,
+        "topic": "realtime:bin",
+    }
+    assert expected == json.loads(message.broadcast.encode("1.0.0") or "")
+
+
+def test_frames_of_the_second_version_are_arrays() -> None:
+    """They start with the join's ref and their own."""
+    expected = '["1","2","realtime:t","e",{"a":1}]'
+    assert expected == Frame("realtime:t", "e", '{"a":1}', "2", "1").encode("2.0.0")
+    assert Message("realtime:t", "e", {"a": 1}, "2", "1") == Message.parse(expected)
+    assert Message.parse("[1,2,3]") is None

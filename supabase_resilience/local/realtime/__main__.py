@@ -5,17 +5,35 @@ that, commands come and are answered in order. SIGTERM closes the sockets as a d
 """
 
 import asyncio
+import inspect
 import logging
 import os
 import signal
 import sys
-from typing import Final
+from typing import Any, Final
 
 from supabase_resilience.local.realtime._control import Control, JsonObject
+from supabase_resilience.local.realtime._controls import Controls
 from supabase_resilience.local.realtime._server import Config, RealtimeServer
 from supabase_resilience.local.realtime._wal import StartError
 
-_SERVICE_RESTART: Final = 1012
+_COMMANDS: Final = frozenset(
+    {
+        "abort",
+        "catch_up",
+        "close",
+        "configure",
+        "connections",
+        "connects",
+        "crash_channels",
+        "kill_cdc",
+        "lose_changes",
+        "ping",
+        "refuse",
+        "stall",
+        "subscriptions",
+    }
+)
 
 
 async def run() -> int:
@@ -24,7 +42,7 @@ async def run() -> int:
     try:
         server = RealtimeServer(Config(**await control.receive()))
         port = await server.start()
-    except (StartError, TypeError) as error:
+    except (StartError, TypeError, ValueError) as error:
         control.send({"error": str(error)})
         return 1
     control.send({"ready": {"port": port}})
@@ -38,52 +56,33 @@ async def _serve(server: RealtimeServer, control: Control) -> None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminated.set)
     tasks = [
         asyncio.ensure_future(work)
-        for work in (server.wait(), _obey(server, control), terminated.wait())
+        for work in (server.wait(), _obey(server.controls, control), terminated.wait())
     ]
     done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    await (await server.close(_SERVICE_RESTART))
+    await (await server.controls.say_goodbye())
     for task in done:
         task.result()
 
 
-async def _obey(server: RealtimeServer, control: Control) -> None:
+async def _obey(controls: Controls, control: Control) -> None:
     while True:
         command = await control.receive()
-        control.send({"id": command.get("id"), **await _answer(server, command)})
+        control.send({"id": command.pop("id", None), **await _answer(controls, command)})
 
 
-async def _answer(server: RealtimeServer, command: JsonObject) -> JsonObject:
+async def _answer(controls: Controls, command: JsonObject) -> JsonObject:
+    name = command.pop("do", None)
     try:
-        return {"ok": await _do(server, command)}
-    except (KeyError, TypeError, ValueError) as error:
-        return {"error": f"cannot do {command.get('do')!r}: {error}"}
+        return {"ok": await _do(controls, name, command)}
+    except (TypeError, ValueError) as error:
+        return {"error": f"cannot do {name!r}: {error}"}
 
 
-async def _do(server: RealtimeServer, command: JsonObject) -> int | None:
-    result: int | None = None
-    match command.get("do"):
-        case "ping":
-            pass
-        case "catch_up":
-            await server.catch_up()
-        case "connections":
-            result = server.connections
-        case "subscriptions":
-            result = server.subscriptions
-        case "subscribe_delay":
-            server.set_subscribe_delay(float(command["seconds"]))
-        case "close":
-            # Not seen through: the owner may be what keeps a client from answering.
-            await server.close(int(command.get("code", _SERVICE_RESTART)))
-        case "abort":
-            server.abort()
-        case "stall":
-            await server.stall(on=bool(command["on"]))
-        case "lose_changes":
-            await server.lose_changes(on=bool(command["on"]))
-        case _:
-            raise ValueError("no such command")
-    return result
+async def _do(controls: Controls, name: str, arguments: JsonObject) -> Any:
+    if name not in _COMMANDS:
+        raise ValueError("no such command")
+    result = getattr(controls, name)(**arguments)
+    return await result if inspect.isawaitable(result) else result
 
 
 def _exit(*_: object) -> None:

@@ -1,25 +1,31 @@
 """The rules of Phoenix channels: join, leave, tokens, broadcast and presence.
 
 A handler never waits, so the frames that it sends stay in order; what takes time (subscribing)
-runs as a task of the channel. Not here: rate limits, and policies for private channels.
+runs as a task of the channel. Not here: rate limits of broadcast and presence, and policies for
+private channels.
 """
 
 import asyncio
-from collections.abc import Coroutine
 from typing import Any, Final
 
 from supabase_resilience.local.realtime import _presence as presence
+from supabase_resilience.local.realtime._admission import Admission
 from supabase_resilience.local.realtime._bindings import binding_id
-from supabase_resilience.local.realtime._joins import JoinConfig, JoinError
+from supabase_resilience.local.realtime._joins import JoinError
+from supabase_resilience.local.realtime._limits import JoinRateError
 from supabase_resilience.local.realtime._phoenix import (
+    PREFIX,
+    Frame,
     Message,
     closed,
-    frame,
+    crashed,
+    disconnecting,
     refusal,
     reply,
     system,
     to_json,
 )
+from supabase_resilience.local.realtime._settings import Settings
 from supabase_resilience.local.realtime._shapes import is_object
 from supabase_resilience.local.realtime._sockets import Channel, Socket, Sockets
 from supabase_resilience.local.realtime._subscriber import Subscriber
@@ -32,8 +38,8 @@ from supabase_resilience.local.realtime._tokens import (
     seconds_left,
 )
 
-_PREFIX: Final = "realtime:"
 _LONGEST_TIMER: Final = 300.0
+_GOING_AWAY: Final = 1001
 
 
 class Channels:
@@ -41,12 +47,17 @@ class Channels:
 
     def __init__(
         self,
+        *,
         sockets: Sockets,
+        admission: Admission,
         keyring: Keyring,
         subscriber: Subscriber,
         subscriptions: Subscriptions,
+        settings: Settings,
     ) -> None:
         self._sockets = sockets
+        self._admission = admission
+        self._settings = settings
         self._keyring = keyring
         self._subscriber = subscriber
         self._subscriptions = subscriptions
@@ -66,41 +77,58 @@ class Channels:
 
     def drop(self, socket: Socket) -> None:
         """End the channels of a socket that is gone."""
+        socket.forget()
         for channel in list(socket.channels.values()):
             self._end(channel)
 
     def resubscribe(self) -> None:
-        """Make every binding live anew."""
-        for socket in self._sockets:
-            for channel in socket.channels.values():
-                self._subscribe(channel)
+        """Make every binding that is live so anew."""
+        for channel in self._subscriptions.channels():
+            self._subscribe(channel)
+
+    def crash(self) -> None:
+        """Lose every channel, as the real server does when a channel's process dies."""
+        for channel in self._all():
+            self._end(channel)
+            channel.send(crashed(channel.topic, channel.join_ref))
+
+    def announce_disconnect(self) -> None:
+        """Tell every channel that its socket is about to be closed."""
+        for channel in self._all():
+            channel.send(disconnecting(channel.topic, channel.join_ref))
+
+    def _all(self) -> list[Channel]:
+        return [channel for socket in self._sockets for channel in socket.channels.values()]
 
     def _join(self, socket: Socket, message: Message) -> None:
-        if not message.topic.startswith(_PREFIX):
+        if not message.topic.startswith(PREFIX):
             socket.send(refusal(message, "unmatched topic"))
             return
+        replaced = socket.channels.get(message.topic)
         try:
-            channel = self._new_channel(socket, message)
-        except TokenError as error:
-            socket.send(refusal(message, error.join_reason))
+            channel = self._admission.admit(socket, message)
         except JoinError as error:
-            socket.send(refusal(message, str(error)))
+            self._refuse(socket, message, error, replaced)
         else:
-            self._admit(channel, message)
+            self._admit(channel, message, replaced)
 
-    def _new_channel(self, socket: Socket, message: Message) -> Channel:
-        if message.topic == _PREFIX:
-            raise JoinError("TopicNameRequired: You must provide a topic name")
-        config = JoinConfig.parse(message.topic, message.payload)
-        token = message.payload.get("access_token")
-        if not isinstance(token, str) or is_api_key(token):
-            token = socket.token
-        claims = self._keyring.claims(token)
-        key = config.presence_key or presence.new_key()
-        return Channel(socket, message.topic, message.join_ref, config, token, claims, key)
+    def _refuse(
+        self, socket: Socket, message: Message, error: JoinError, replaced: Channel | None
+    ) -> None:
+        """Refuse a join, which ends an earlier one of its topic all the same."""
+        if replaced is not None:
+            self._end(replaced)
 
-    def _admit(self, channel: Channel, message: Message) -> None:
-        replaced = channel.socket.channels.get(channel.topic)
+        def answer() -> None:
+            socket.send(refusal(message, str(error)))
+            if replaced is not None:
+                socket.send(closed(replaced.topic, replaced.join_ref))
+            if isinstance(error, JoinRateError):
+                socket.start_close(_GOING_AWAY)
+
+        socket.block(self._settings.join_error_delay, answer)
+
+    def _admit(self, channel: Channel, message: Message, replaced: Channel | None) -> None:
         channel.socket.channels[channel.topic] = channel
         bindings = [{**params, "id": binding_id(params)} for params in channel.config.bindings]
         channel.send(reply(message, {"postgres_changes": bindings}))
@@ -108,7 +136,9 @@ class Channels:
             self._end(replaced)
             channel.send(closed(channel.topic, replaced.join_ref))
         if channel.config.presence_enabled:
-            channel.send(presence.state(channel.topic, self._peers(channel)))
+            channel.send(presence.state(channel, self._peers(channel)))
+        if channel.config.replication_ready:
+            _tell(channel, "Replication connection established", status="ok")
         self._watch_expiry(channel)
         self._subscribe(channel)
 
@@ -144,10 +174,10 @@ class Channels:
         self._subscribe(channel)
 
     def _broadcast(self, channel: Channel, message: Message) -> None:
-        text = frame(channel.topic, "broadcast", to_json(message.payload))
+        frame = message.broadcast or Frame(channel.topic, "broadcast", to_json(message.payload))
         for peer in self._peers(channel):
             if peer is not channel or channel.config.broadcast_self:
-                peer.send(text)
+                peer.send(frame)
         if channel.config.broadcast_ack:
             channel.send(reply(message, {}))
 
@@ -166,9 +196,9 @@ class Channels:
         """Change what a channel shows of itself and tell its topic."""
         if payload is None and channel.tracked is None:
             return
-        text = presence.track(channel, payload)
+        frame = presence.track(channel, payload)
         for peer in self._peers(channel):
-            peer.send(text)
+            peer.send(frame)
 
     def _peers(self, channel: Channel) -> list[Channel]:
         return self._sockets.joined(channel.topic, private=channel.config.private)
@@ -177,7 +207,9 @@ class Channels:
         for task in channel.tasks:
             task.cancel()
         if channel.config.bindings:
-            _spawn(channel, self._subscriber.subscribe(channel))
+            task = asyncio.create_task(self._subscriber.subscribe(channel))
+            channel.tasks.add(task)
+            task.add_done_callback(channel.tasks.discard)
 
     def _watch_expiry(self, channel: Channel) -> None:
         if channel.expiry is not None:
@@ -198,7 +230,7 @@ class Channels:
 
     def _shut(self, channel: Channel, reason: str) -> None:
         """Put a client out of its channel; the socket stays."""
-        channel.send(system(channel.topic, reason, status="error", extension="system"))
+        _tell(channel, reason, status="error")
         self._end(channel)
         channel.send(closed(channel.topic, channel.join_ref))
 
@@ -213,7 +245,6 @@ class Channels:
         self._show(channel, None)
 
 
-def _spawn(channel: Channel, work: Coroutine[Any, Any, None]) -> None:
-    task = asyncio.create_task(work)
-    channel.tasks.add(task)
-    task.add_done_callback(channel.tasks.discard)
+def _tell(channel: Channel, text: str, *, status: str) -> None:
+    topic, join_ref = channel.topic, channel.join_ref
+    channel.send(system(topic, join_ref, text, status=status, extension="system"))

@@ -18,7 +18,8 @@ from psycopg import sql
 from supabase_resilience.local.realtime._catalog import Catalog, Projection, Table, TableColumn
 from supabase_resilience.local.realtime._database import Database
 from supabase_resilience.local.realtime._pgoutput import ABSENT, Begin, Change, Row
-from supabase_resilience.local.realtime._phoenix import frame, to_json
+from supabase_resilience.local.realtime._phoenix import Frame, to_json
+from supabase_resilience.local.realtime._rates import Rate
 from supabase_resilience.local.realtime._settling import Settling
 from supabase_resilience.local.realtime._sockets import Channel
 from supabase_resilience.local.realtime._subscriptions import Subscription, Subscriptions
@@ -52,12 +53,15 @@ class Commit:
 
 
 class Fanout:
-    """Sends changes to channels."""
+    """Sends changes to channels, and counts them once for each subscription."""
 
-    def __init__(self, database: Database, catalog: Catalog, subscriptions: Subscriptions) -> None:
+    def __init__(
+        self, database: Database, catalog: Catalog, subscriptions: Subscriptions, events: Rate
+    ) -> None:
         self._database = database
         self._catalog = catalog
         self._subscriptions = subscriptions
+        self._events = events
         self._settling = Settling(database)
 
     async def deliver(self, change: Change, commit: Commit) -> None:
@@ -81,7 +85,7 @@ class Fanout:
             return
         problem = _problem(change, table)
         if problem:
-            _send(receivers, _problem_data(change, problem))
+            self._send(receivers, _problem_data(change, problem))
             return
         receivers = [receiver for receiver in receivers if receiver[1].passes(change)]
         if table.row_security and change.kind != "DELETE":
@@ -118,7 +122,14 @@ class Fanout:
             }
         for select, group in _grouped(receivers, _select).items():
             shown = table.projection(select)
-            _send(group, _data(change, commit, shown, new, old))
+            self._send(group, _data(change, commit, shown, new, old))
+
+    def _send(self, receivers: list[Receiver], data: str) -> None:
+        self._events.add(len(receivers))
+        for channel, group in _grouped(receivers, _channel).items():
+            ids = ",".join(str(subscription.id) for _, subscription in group)
+            payload = f'{{"data":{data},"ids":[{ids}]}}'
+            channel.send(Frame(channel.topic, "postgres_changes", payload))
 
     async def _encode(self, change: Change, table: Table, row: Row | None) -> Json:
         """Return the JSON of each value that the WAL carries."""
@@ -193,9 +204,12 @@ def _data(change: Change, commit: Commit, shown: Projection, new: Json, old: Jso
 
 
 def _small_values(record: Json) -> Json:
-    return {
-        name: value for name, value in record.items() if len(value.encode()) <= _MOST_VALUE_BYTES
-    }
+    return {name: value for name, value in record.items() if _is_small(value)}
+
+
+def _is_small(value: str) -> bool:
+    # The size of NULL is NULL, which the real server takes for too large.
+    return value != "null" and len(value.encode()) <= _MOST_VALUE_BYTES
 
 
 def _record(shown: Projection, values: Json) -> str:
@@ -213,13 +227,6 @@ def _envelope(
         f'"schema":{to_json(relation.schema)},"table":{to_json(relation.table)},'
         f'"type":"{change.kind}"}}'
     )
-
-
-def _send(receivers: list[Receiver], data: str) -> None:
-    for channel, group in _grouped(receivers, _channel).items():
-        ids = ",".join(str(subscription.id) for _, subscription in group)
-        payload = f'{{"data":{data},"ids":[{ids}]}}'
-        channel.send(frame(channel.topic, "postgres_changes", payload))
 
 
 K = TypeVar("K", bound=Hashable)

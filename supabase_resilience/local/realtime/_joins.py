@@ -25,6 +25,7 @@ class JoinConfig:
     broadcast_ack: bool
     presence_enabled: bool
     presence_key: str
+    replication_ready: bool
     bindings: tuple[dict[str, Any], ...]
 
     @classmethod
@@ -37,6 +38,8 @@ class JoinConfig:
 
     @classmethod
     def _of(cls, config: dict[str, Any]) -> Self:
+        if "replay" in as_object(config.get("broadcast")) and not as_flag(config.get("private")):
+            raise JoinError("UnableToReplayMessages: Replay is not allowed for public channels")
         broadcast, presence = as_object(config.get("broadcast")), as_object(config.get("presence"))
         bindings = as_list(config.get("postgres_changes"))
         return cls(
@@ -45,6 +48,7 @@ class JoinConfig:
             broadcast_ack=as_flag(broadcast.get("ack")),
             presence_enabled=as_flag(presence.get("enabled")),
             presence_key=as_text(presence.get("key")),
+            replication_ready=as_flag(broadcast.get("replication_ready")),
             bindings=tuple(filter(is_object, bindings)),
         )
 

@@ -4,7 +4,7 @@ import secrets
 from collections.abc import Iterable
 from typing import Any
 
-from supabase_resilience.local.realtime._phoenix import frame, to_json
+from supabase_resilience.local.realtime._phoenix import Frame, to_json
 from supabase_resilience.local.realtime._sockets import Channel
 
 Meta = dict[str, Any]
@@ -15,22 +15,23 @@ def new_key() -> str:
     return secrets.token_hex(16)
 
 
-def track(channel: Channel, payload: Meta | None) -> str:
+def track(channel: Channel, payload: Meta | None) -> Frame:
     """Set what the channel shows (None: nothing any more) and return the frame for its topic."""
     before = channel.tracked
     channel.tracked = None if payload is None else _meta(payload, before)
     joins, leaves = _entry(channel, channel.tracked), _entry(channel, before)
-    return frame(channel.topic, "presence_diff", to_json({"joins": joins, "leaves": leaves}))
+    return Frame(channel.topic, "presence_diff", to_json({"joins": joins, "leaves": leaves}))
 
 
-def state(topic: str, channels: Iterable[Channel]) -> str:
-    """Return the frame that lists everybody on the topic."""
+def state(listener: Channel, channels: Iterable[Channel]) -> Frame:
+    """Return the frame that tells one channel of all on its topic."""
     present: dict[str, dict[str, list[Meta]]] = {}
     for channel in channels:
         if channel.tracked is not None:
             entry = present.setdefault(channel.presence_key, {"metas": []})
             entry["metas"].append(channel.tracked)
-    return frame(topic, "presence_state", to_json(present))
+    payload = to_json(present)
+    return Frame(listener.topic, "presence_state", payload, join_ref=listener.join_ref)
 
 
 def _meta(payload: Meta, before: Meta | None) -> Meta:

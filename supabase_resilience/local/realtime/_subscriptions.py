@@ -57,6 +57,15 @@ class Subscriptions:
         if self._by_channel.pop(channel, None) is not None:
             self._index()
 
+    def clear(self) -> None:
+        """Forget all channels."""
+        self._by_channel.clear()
+        self._by_table.clear()
+
+    def channels(self) -> list[Channel]:
+        """Return the channels that are subscribed to anything."""
+        return list(self._by_channel)
+
     def of_table(self, oid: int) -> list[tuple[Channel, Subscription]]:
         """Return who is subscribed to a table."""
         return self._by_table.get(oid, [])

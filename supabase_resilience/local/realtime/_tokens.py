@@ -14,13 +14,19 @@ Claims = Mapping[str, Any]
 
 
 class TokenError(Exception):
-    """The token is refused. `code` and `reason` make up the reason in a join's reply."""
+    """The token is refused. `code` and `reason` make up the reason in a join's reply.
 
-    def __init__(self, code: str, reason: str, *, pushed: str | None = None) -> None:
+    `pushed` answers a refreshed token, `connecting` a key that a client connects with.
+    """
+
+    def __init__(
+        self, code: str, reason: str, *, pushed: str | None = None, connecting: str | None = None
+    ) -> None:
         super().__init__(reason)
         self.code = code
         self.reason = reason
         self.pushed = pushed or reason
+        self.connecting = connecting or reason
 
     @property
     def join_reason(self) -> str:
@@ -40,7 +46,7 @@ class Keyring:
         if token in self._roles:
             return {"role": self._roles[token]}
         claims = self._verified(token)
-        if "role" not in claims or "exp" not in claims:
+        if claims.get("role") is None or claims.get("exp") is None:
             raise TokenError("InvalidJWTToken", "Fields `role` and `exp` are required in JWT")
         _check_expiry(claims["exp"])
         return claims
@@ -86,4 +92,5 @@ def _check_expiry(expiry: Any) -> None:
     if isinstance(expiry, bool) or not isinstance(expiry, int | float):
         raise TokenError("InvalidJWTToken", "Token expiration time is invalid")
     if expiry <= time.time():
-        raise TokenError("InvalidJWTToken", expiry_message(time.time() - expiry))
+        reason = expiry_message(time.time() - expiry)
+        raise TokenError("InvalidJWTToken", reason, connecting="Token has expired")

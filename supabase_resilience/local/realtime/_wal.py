@@ -18,6 +18,7 @@ from psycopg.pq import ExecStatus
 from psycopg.pq.abc import PGconn
 
 from supabase_resilience.local.realtime._database import Connection, connect
+from supabase_resilience.local.realtime._settings import Settings
 
 _POSTGRES_EPOCH: Final = 946_684_800
 _FIRST_DELAY: Final = 0.1
@@ -31,18 +32,27 @@ class StartError(RuntimeError):
     """The server cannot start; the message says what to do."""
 
 
+class LongOutageError(RuntimeError):
+    """PostgreSQL was away for longer than the reader's patience."""
+
+
 class WalReader:
     """Hands each pgoutput message to `consume`, at most once, in order of commit."""
 
     def __init__(
-        self, dsn: str, publication: str, consume: Callable[[bytes], Awaitable[None]]
+        self,
+        dsn: str,
+        publication: str,
+        consume: Callable[[bytes], Awaitable[None]],
+        settings: Settings,
     ) -> None:
         self._dsn = dsn
         self._publication = publication
         self._consume = consume
+        self._settings = settings
         self._connection: Connection | None = None
         self._trouble = ""
-        self.live = asyncio.Event()
+        self.is_open = False
 
     async def open(self, *, patience: float) -> None:
         """Start reading. Raises `StartError` if that cannot be within `patience` seconds."""
@@ -57,14 +67,38 @@ class WalReader:
         except psycopg.Error as error:
             raise StartError(f"PostgreSQL refused to be read: {error}") from None
 
+    async def try_open(self) -> bool:
+        """Start reading if that can be now; tell whether it could."""
+        try:
+            await self._start()
+        except (psycopg.Error, StartError) as error:
+            self._trouble = str(error).strip()
+        finally:
+            if not self.is_open:  # Half a start, also when it was cancelled, keeps a slot.
+                await self._disconnect()
+        return self.is_open
+
     async def run(self) -> None:
-        """Follow the WAL until cancelled, across restarts of PostgreSQL."""
-        while True:
-            if self._connection is not None:
-                await self._follow(self._connection.pgconn)
+        """Follow the WAL until cancelled, across restarts of PostgreSQL.
+
+        Raises `LongOutageError` if one takes too long.
+        """
+        try:
+            while True:
+                if self._connection is not None:
+                    await self._follow(self._connection.pgconn)
+                await self._disconnect()
+                await self._reconnect()
+        finally:
             await self._disconnect()
-            await self._connect()
-            _log.warning("following the WAL again; changes in between are lost")
+
+    async def _reconnect(self) -> None:
+        try:
+            async with asyncio.timeout(self._settings.cdc_patience):
+                await self._connect()
+        except TimeoutError:
+            raise LongOutageError from None
+        _log.warning("following the WAL again; changes in between are lost")
 
     async def _connect(self, give_up_on: tuple[type[Exception], ...] = ()) -> None:
         delay = _FIRST_DELAY
@@ -79,11 +113,10 @@ class WalReader:
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, _LONGEST_DELAY)
             else:
-                self.live.set()
                 return
 
     async def _disconnect(self) -> None:
-        self.live.clear()
+        self.is_open = False
         if self._connection is not None:
             await self._connection.close()
             self._connection = None
@@ -102,6 +135,7 @@ class WalReader:
             "messages 'true')"
         ).format(sql.Identifier(slot), sql.Literal(f'"{self._publication}"'))
         await _start_copy(self._connection.pgconn, start.as_bytes(self._connection))
+        self.is_open = True
 
     async def _follow(self, pgconn: PGconn) -> None:
         """Consume what comes until the stream ends."""
