@@ -41,6 +41,7 @@ class Select:
     order: Sequence[str] = ()
     is_descending: bool = False
     limit: int | None = None
+    offset: int = 0
 
 
 def next_page(

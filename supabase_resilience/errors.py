@@ -5,7 +5,8 @@ ResilienceError              everything raised on purpose by this package
 ├── CircuitOpenError         a call that was not made because the circuit is open
 ├── QueueError               a queue that cannot work as it is, and what sets it right
 │   └── HandlerTimeoutError  a handler that did not end within its `handler_timeout`
-└── ListenerError            a listener that cannot work as it is, and what sets it right
+├── ListenerError            a listener that cannot work as it is, and what sets it right
+└── VerificationError        a verification that cannot work as it is, and what sets it right
 ```
 
 Errors of httpx and of Supabase pass through unchanged: `except APIError` keeps working.
@@ -17,6 +18,7 @@ __all__ = [
     "ListenerError",
     "QueueError",
     "ResilienceError",
+    "VerificationError",
 ]
 
 
@@ -67,5 +69,11 @@ class HandlerTimeoutError(QueueError):
 
 class ListenerError(ResilienceError):
     """A listener cannot do what was asked of it; the message says what to do."""
+
+    __module__ = "supabase_resilience"
+
+
+class VerificationError(ResilienceError):
+    """A verification cannot do what was asked of it; the message says what to do."""
 
     __module__ = "supabase_resilience"

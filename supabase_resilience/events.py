@@ -22,6 +22,7 @@ __all__ = [
     "DeletesHeld",
     "DuplicateSkipped",
     "Event",
+    "FixingAborted",
     "GapDetected",
     "GapRecovered",
     "HandlerAbandoned",
@@ -33,16 +34,25 @@ __all__ = [
     "JobPostponed",
     "JobSucceeded",
     "LeaseLost",
+    "LeaseTaken",
     "ListenerLost",
     "ListenerReady",
     "ListenerRefused",
     "MigrationOutdated",
+    "PassCompleted",
+    "PassFailed",
+    "PassPaused",
+    "PassResumed",
+    "PassStarted",
     "QueuePaused",
     "QueueReachable",
     "QueueResumed",
     "QueueUnreachable",
     "Resync",
     "RetryScheduled",
+    "RowQuarantined",
+    "RunnerLeaseLost",
+    "ViolationFixed",
     "log_event",
 ]
 
@@ -507,6 +517,135 @@ class CursorNotSaved(Event):
         return logging.WARNING
 
 
+# --- verification -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassStarted(Event):
+    """A pass over a table has begun; one that is not `is_full` looks at what has changed."""
+
+    name: ClassVar[str] = "verification.pass_started"
+    table: str
+    is_full: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassCompleted(Event):
+    """A pass is over: `violations` were confirmed, `fixed` of them are, `open` are left."""
+
+    name: ClassVar[str] = "verification.pass_completed"
+    table: str
+    rows: int
+    violations: int
+    fixed: int
+    open: int
+    seconds: float
+
+    @property
+    def severity(self) -> int:
+        """What is left waits for a person."""
+        return logging.WARNING if self.open else logging.INFO
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassFailed(Event):
+    """A pass ended before it was complete, with an error of type `reason`."""
+
+    name: ClassVar[str] = "verification.pass_failed"
+    table: str
+    reason: str
+
+    @property
+    def severity(self) -> int:
+        """The table is not verified."""
+        return logging.ERROR
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassPaused(Event):
+    """The pass waits (`reason`): for Supabase, for its hours, for `throttle` or `resume()`."""
+
+    name: ClassVar[str] = "verification.pass_paused"
+    table: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassResumed(Event):
+    """The pass goes on after `seconds`."""
+
+    name: ClassVar[str] = "verification.pass_resumed"
+    table: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViolationFixed(Event):
+    """The row `key` broke a rule, was fixed, and was seen to be right."""
+
+    name: ClassVar[str] = "verification.violation_fixed"
+    table: str
+    rule: str
+    key: str
+
+    @property
+    def severity(self) -> int:
+        """One of many."""
+        return logging.DEBUG
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowQuarantined(Event):
+    """The row `key` was fixed three times and is broken again: somebody undoes it."""
+
+    name: ClassVar[str] = "verification.row_quarantined"
+    table: str
+    rule: str
+    key: str
+
+    @property
+    def severity(self) -> int:
+        """A person has to find out who."""
+        return logging.ERROR
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FixingAborted(Event):
+    """Nothing more is fixed in this pass (`reason`): too many rows break the rule."""
+
+    name: ClassVar[str] = "verification.fixing_aborted"
+    table: str
+    rule: str
+    reason: str
+
+    @property
+    def severity(self) -> int:
+        """The rule is wrong, or the data is in a bad way."""
+        return logging.ERROR
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseTaken(Event):
+    """This runner verifies; others wait. `token` grows with each that takes it."""
+
+    name: ClassVar[str] = "verification.lease_taken"
+    lease: str
+    token: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunnerLeaseLost(Event):
+    """Another runner verifies; this one begins no fix any more."""
+
+    name: ClassVar[str] = "verification.lease_lost"
+    lease: str
+
+    @property
+    def severity(self) -> int:
+        """It was frozen, or could not reach Supabase."""
+        return logging.WARNING
+
+
 # One line per refusal, retry or job would be a second outage, in the logs.
 _COUNTED_ONLY = (
     CallRefused,
@@ -515,6 +654,7 @@ _COUNTED_ONLY = (
     JobFailed,
     JobPostponed,
     DuplicateSkipped,
+    ViolationFixed,
 )
 
 

@@ -38,11 +38,12 @@ FLOORS: dict[str, set[str]] = {
         "_services",
         "_exchange",
         "_identity",
+        "_builders",
         "_handler_threads",
         "_signals",
         "cursors",
     },
-    "patterns": {"queues", "listener"},
+    "patterns": {"queues", "listener", "verification"},
     "top": {"__init__", "testing"},
 }
 # What shows and combines: it may import all of the above and `local`, and nobody imports it.

@@ -1,0 +1,263 @@
+"""A verification without its colour: what a pass consists of, and what is kept between passes."""
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from postgrest.exceptions import APIError
+
+from supabase_resilience._clock import Clock
+from supabase_resilience._queries import Condition, Rpc, Select
+from supabase_resilience.errors import VerificationError
+from supabase_resilience.events import CursorNotSaved, Event, PassCompleted, PassFailed, PassStarted
+from supabase_resilience.verification._commands import Count, Plan, Read
+from supabase_resilience.verification._lease import Lease
+from supabase_resilience.verification._paging import KeyRange
+from supabase_resilience.verification._pass import RangePass, with_since
+from supabase_resilience.verification._report import Report
+from supabase_resilience.verification._settings import Settings
+from supabase_resilience.verification._stats import Counts, VerificationStats
+from supabase_resilience.verification._table import Table
+from supabase_resilience.verification._tally import Fights, Tally
+from supabase_resilience.verification._writers import FencedWriter, PlainWriter, Writer
+
+__all__ = ["Core", "PassRun"]
+
+_XID = "sync_xid"
+_FORMAT = 1
+
+
+@dataclass
+class PassRun:
+    """A pass under way: its ranges, its tally, and what the next one may begin from."""
+
+    ranges: list[RangePass]
+    keys: list[KeyRange]
+    tally: Tally
+    began: float
+    marker: Any
+    is_full: bool
+
+    @property
+    def report(self) -> Report:
+        """What it has found so far."""
+        return self.tally.report
+
+
+class Core:
+    """What both colours share. `tell` hands an event to the user's hook."""
+
+    def __init__(self, settings: Settings, *, clock: Clock, tell: Callable[[Event], None]) -> None:
+        self.settings = settings
+        self.counts = Counts()
+        self.lease = (
+            None if settings.lease is None else Lease(settings.lease, clock=clock, tell=tell)
+        )
+        self._clock = clock
+        self._tell = tell
+        self._fights = Fights()
+        self._marker: Any = None
+        self._passes = 0
+        self._saved: Mapping[str, Any] = {}
+        self._lock = threading.Lock()
+        self.run: PassRun | None = None
+
+    # --- a pass -----------------------------------------------------------------------------------
+
+    def begin(
+        self,
+        *,
+        dry_run: bool = False,
+        only: KeyRange | None = None,
+        saved: Mapping[str, Any] | None = None,
+    ) -> Plan[PassRun]:
+        """Find out what there is to do; `saved` is where an earlier process was."""
+        settings, table = self.settings, self._table()
+        report = Report(settings.name, is_dry_run=dry_run or settings.dry_run)
+        for rule in settings.all_rules():
+            report.rule(rule.name, rule.severity)
+        tally = Tally(
+            report,
+            self._fights,
+            max_fixes=settings.max_fixes,
+            max_share=settings.max_share,
+            tell=self._tell,
+        )
+        tally.total = yield Count()
+        places = _places(saved) if only is None else None
+        is_full = self._is_full_due(saved) or only is not None
+        marker = yield from self._new_marker()
+        since = [] if is_full else self._since()
+        report.is_incremental = bool(since)
+        if places is None:
+            keys = [only] if only is not None else (yield from self.key_ranges(settings.ranges))
+            places = [(key_range, None) for key_range in keys]
+        way = with_since(settings.way(is_dry_run=dry_run), since)
+        ranges = [
+            RangePass(table, key_range, way, tally, self._writer(), clock=self._clock, last=last)
+            for key_range, last in places
+        ]
+        keys = [key_range for key_range, _ in places]
+        self.run = PassRun(ranges, keys, tally, self._clock(), marker, is_full)
+        self._tell(PassStarted(table=settings.name, is_full=is_full))
+        return self.run
+
+    def end(self, run: PassRun, error: BaseException | None) -> Report:
+        """Close the books of a pass."""
+        report = run.report
+        report.seconds = self._clock() - run.began
+        self.run = None
+        self.counts.ended(report, self._clock())
+        if error is not None:
+            report.failure = f"{type(error).__name__}: {_told(error)}"
+            self._tell(PassFailed(table=report.table, reason=type(error).__name__))
+            return report
+        self._passes += 1
+        self._marker = run.marker if run.marker is not None else self._marker
+        self._tell(
+            PassCompleted(
+                table=report.table,
+                rows=report.rows,
+                violations=report.violations,
+                fixed=report.fixed,
+                open=report.open,
+                seconds=report.seconds,
+            )
+        )
+        return report
+
+    def _table(self) -> Table:
+        return Table(self.settings.schema, self.settings.table, self.settings.key)
+
+    def _writer(self) -> Writer:
+        return PlainWriter() if self.lease is None else FencedWriter(self.lease)
+
+    # --- ranges -----------------------------------------------------------------------------------
+
+    def key_ranges(self, count: int) -> Plan[list[KeyRange]]:
+        """Cut the keys into `count` ranges of about as many rows each."""
+        if count == 1:
+            return [KeyRange()]
+        total = yield Count()
+        if not total or total < count:
+            return [KeyRange()]
+        column = self.settings.key[0]
+        cuts: list[Any] = []
+        for number in range(1, count):
+            select = Select(
+                [column], order=self.settings.key, limit=1, offset=number * total // count
+            )
+            rows = yield Read(select)
+            if rows and (not cuts or rows[0][column] != cuts[-1]):
+                cuts.append(rows[0][column])
+        return KeyRange.between(cuts)
+
+    # --- what has changed -------------------------------------------------------------------------
+
+    def _is_full_due(self, saved: Mapping[str, Any] | None) -> bool:
+        if self.settings.changed_since is None or self._marker is None:
+            return True
+        if saved is not None and saved.get("is_full"):
+            return True
+        return self._passes % self.settings.full_every == 0
+
+    def _new_marker(self) -> Plan[Any]:
+        """Where the next incremental pass begins: taken before anything is read."""
+        column = self.settings.changed_since
+        if column is None:
+            return None
+        if column == _XID:
+            about = {"p_schema": self.settings.schema, "p_table": self.settings.table}
+            horizon = yield Rpc("supabase_resilience_horizon", about)
+            return horizon["xmin"]
+        newest = yield Read(
+            Select(
+                [column],
+                where=[(column, "not.is", "null")],
+                order=[column],
+                is_descending=True,
+                limit=1,
+            )
+        )
+        return newest[0][column] if newest else None
+
+    def _since(self) -> list[Condition]:
+        column = self.settings.changed_since or ""
+        value = self._marker
+        if column != _XID:
+            value = _earlier(value, self.settings.overlap, column)
+        return [(column, "gte", str(value))]
+
+    # --- the cursor -------------------------------------------------------------------------------
+
+    def place(self) -> dict[str, Any] | None:
+        """Where the pass under way is, for a new process to go on from; None when there is none."""
+        run = self.run
+        about = {"format": _FORMAT, "table": self.settings.name, "marker": self._marker}
+        if run is None:
+            return {**about, "ranges": None}
+        ranges = [
+            {"range": keys.to_json(), "last": part.last}
+            for keys, part in zip(run.keys, run.ranges, strict=True)
+        ]
+        return {**about, "ranges": ranges, "is_full": run.is_full}
+
+    def resume(self, saved: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+        """Take up what `place()` had saved; raises `VerificationError` for another's cursor."""
+        if saved is None:
+            return None
+        if saved.get("format") != _FORMAT or saved.get("table") != self.settings.name:
+            raise VerificationError(
+                f"the cursor was saved by another verification, of {saved.get('table')!r}: give "
+                f"each a cursor of its own, or delete this one to begin anew"
+            )
+        self._marker = saved.get("marker")
+        return saved if saved.get("ranges") else None
+
+    def failed(self, error: Exception) -> None:
+        """A pass could not even begin."""
+        self.counts.failed_passes += 1
+        self._tell(PassFailed(table=self.settings.name, reason=str(error) or type(error).__name__))
+
+    def not_saved(self, error: Exception) -> None:
+        """The place could not be kept; a restart now would repeat more than it has to."""
+        self._tell(CursorNotSaved(listener=self.settings.name, reason=type(error).__name__))
+
+    # --- numbers ----------------------------------------------------------------------------------
+
+    def stats(self, state: Any) -> VerificationStats:
+        """A snapshot."""
+        run = self.run
+        progress = None
+        if run is not None and run.tally.total:
+            progress = min(1.0, run.report.rows / run.tally.total)
+        return self.counts.snapshot(
+            table=self.settings.name, state=state, progress=progress, now=self._clock()
+        )
+
+
+def _places(
+    saved: Mapping[str, Any] | None,
+) -> list[tuple[KeyRange, dict[str, Any] | None]] | None:
+    if saved is None or not saved.get("ranges"):
+        return None
+    return [(KeyRange.from_json(each["range"]), each["last"]) for each in saved["ranges"]]
+
+
+def _earlier(value: Any, overlap: float, column: str) -> Any:
+    if isinstance(value, int | float):
+        return value - type(value)(overlap)
+    try:
+        return (datetime.fromisoformat(value) - timedelta(seconds=overlap)).isoformat()
+    except (TypeError, ValueError):
+        raise VerificationError(
+            f"changed_since={column!r} must be a column of times or numbers"
+        ) from None
+
+
+def _told(error: BaseException) -> str:
+    if isinstance(error, APIError):
+        return error.message or error.code or ""
+    return str(error) if isinstance(error, VerificationError) else ""

@@ -1,0 +1,213 @@
+"""Carries out what a pass asks for, on threads: one per range, and one to fetch the next page."""
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import datetime
+from typing import Any, TypeVar, cast
+
+from supabase_resilience._builders import Builders
+from supabase_resilience._clock import Clock
+from supabase_resilience._queries import Rpc
+from supabase_resilience._requests import idempotent
+from supabase_resilience.errors import VerificationError
+from supabase_resilience.events import Event, PassPaused, PassResumed
+from supabase_resilience.verification._commands import (
+    Begin,
+    Call,
+    Command,
+    Count,
+    Get,
+    Page,
+    Plan,
+    Read,
+    Wait,
+    Write,
+)
+from supabase_resilience.verification._core import Core
+from supabase_resilience.verification._patience import Patience
+from supabase_resilience.verification._settings import Window
+
+__all__ = ["Stopped", "SyncHands"]
+
+T = TypeVar("T")
+_SLICE = 1.0
+_THROTTLED = 1.0
+
+
+class Stopped(BaseException):
+    """The pass is ended by `stop()`; no verdict on anything."""
+
+
+class SyncHands:
+    """`resting` is called between commands, to keep the cursor."""
+
+    def __init__(
+        self,
+        builders: Builders,
+        core: Core,
+        *,
+        clock: Clock,
+        tell: Callable[[Event], None],
+        resting: Callable[[], None],
+    ) -> None:
+        self.stopping = threading.Event()
+        self.going = threading.Event()
+        self.going.set()
+        self._builders = builders
+        self._core = core
+        self._clock = clock
+        self._tell = tell
+        self._resting = resting
+        self._window = Window.of(core.settings.only_between)
+        self._turn = threading.Lock()
+        self._fetchers: ThreadPoolExecutor | None = None
+
+    def run_all(self, plans: list[Plan[None]]) -> None:
+        """Go through several plans side by side; the first error ends them all."""
+        with ThreadPoolExecutor(len(plans), "verification fetch") as self._fetchers:
+            if len(plans) == 1:
+                self.run(plans[0])
+                return
+            with ThreadPoolExecutor(len(plans), "verification range") as ranges:
+                failed = threading.Event()
+                parts = [ranges.submit(self._part, plan, failed) for plan in plans]
+            for part in parts:
+                part.result()
+
+    def _part(self, plan: Plan[None], failed: threading.Event) -> None:
+        try:
+            self.run(plan, failed)
+        except BaseException:
+            failed.set()
+            raise
+
+    def run(self, plan: Plan[T], failed: threading.Event | None = None) -> T:
+        """Go through a plan; raises `Stopped`, and what the plan does not answer."""
+        answer: Any = None
+        error: Exception | None = None
+        try:
+            while True:
+                command = plan.send(answer) if error is None else plan.throw(error)
+                if failed is not None and failed.is_set():
+                    raise Stopped
+                answer, error = self._do(command)
+        except StopIteration as end:
+            return cast("T", end.value)
+        finally:
+            plan.close()
+
+    # --- commands ---------------------------------------------------------------------------------
+
+    def _do(self, command: Command) -> tuple[Any, Exception | None]:
+        if isinstance(command, Wait):
+            self._sleep(command.seconds)
+            return None, None
+        if isinstance(command, Begin):
+            self._wait_until_allowed()
+            return self._begin(command), None
+        try:
+            if isinstance(command, Get):
+                return command.ticket.result(), None
+            if isinstance(command, Call):
+                return command.function(command.argument), None
+            return self._patiently(command), None
+        except Exception as error:  # noqa: BLE001 - the plan decides what it means
+            return None, error
+
+    def _begin(self, command: Begin) -> Future[Page]:
+        if self._fetchers is None:
+            raise RuntimeError("pages are only fetched within run_all()")
+        return self._fetchers.submit(self._page, command.read)
+
+    def _page(self, read: Read) -> Page:
+        began = time.perf_counter()
+        rows = self._patiently(read)
+        return Page(rows, time.perf_counter() - began)
+
+    def _patiently(self, command: Command) -> Any:
+        """Do it again as long as Supabase is out."""
+        patience, paused_at = Patience(), None
+        while True:
+            try:
+                answer = self._once(command)
+            except Exception as error:
+                delay = patience.wait_for(command, error)
+                if delay is None:
+                    raise
+                if paused_at is None:
+                    paused_at = self._clock()
+                    self._tell(PassPaused(table=self._core.settings.name, reason=delay.reason))
+                self._sleep(delay.seconds)
+            else:
+                if paused_at is not None:
+                    seconds = self._clock() - paused_at
+                    self._tell(PassResumed(table=self._core.settings.name, seconds=seconds))
+                return answer
+
+    def _once(self, command: Command) -> Any:
+        if isinstance(command, Write):
+            return self._builders.update(command.patch, command.where, command.key).execute().data
+        with idempotent():
+            if isinstance(command, Read):
+                narrow = None if command.rule is None else command.rule.violates
+                return self._builders.select(command.select, narrow).execute().data
+            if isinstance(command, Count):
+                return self._builders.count().execute().count
+            if isinstance(command, Rpc):
+                return self._builders.rpc(command).execute().data
+        raise TypeError(f"no such command: {command!r}")
+
+    # --- waiting ----------------------------------------------------------------------------------
+
+    def _sleep(self, seconds: float) -> None:
+        """In slices, in which the lease is kept."""
+        end = self._clock() + seconds
+        while not self.stopping.is_set():
+            left = end - self._clock()
+            if left <= 0:
+                return
+            self.stopping.wait(min(left, _SLICE))
+            self._rest()
+        raise Stopped
+
+    def _wait_until_allowed(self) -> None:
+        """Return when nothing speaks against the next page."""
+        paused_at: float | None = None
+        while (reason := self._objection()) is not None:
+            if paused_at is None:
+                paused_at = self._clock()
+                self._tell(PassPaused(table=self._core.settings.name, reason=reason[0]))
+            self._sleep(reason[1])
+        if paused_at is not None:
+            seconds = self._clock() - paused_at
+            self._tell(PassResumed(table=self._core.settings.name, seconds=seconds))
+        if self.stopping.is_set():
+            raise Stopped
+        self._rest()
+
+    def _objection(self) -> tuple[str, float] | None:
+        if not self.going.is_set():
+            return "pause()", _SLICE / 10
+        if self._window is not None:
+            seconds = self._window.seconds_until(datetime.now())  # noqa: DTZ005 - by this machine's clock
+            if seconds > 0:
+                return "only_between", min(seconds, _SLICE)
+        throttle = self._core.settings.throttle
+        held = throttle() if throttle is not None else None
+        if held:
+            return "throttle", _THROTTLED if held is True else float(held)
+        return None
+
+    def _rest(self) -> None:
+        """Keep the lease and the cursor; one thread at a time does."""
+        if not self._turn.acquire(blocking=False):
+            return
+        try:
+            lease = self._core.lease
+            if lease is not None and lease.is_renewal_due and not self.run(lease.renew()):
+                raise VerificationError("another runner has taken the lease over")
+            self._resting()
+        finally:
+            self._turn.release()

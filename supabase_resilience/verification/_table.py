@@ -1,0 +1,68 @@
+"""The table that is verified: its key, what a row is recognised by, and how one is written."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from supabase_resilience._queries import Condition, Select, all_of, named, quoted
+from supabase_resilience.verification._rules import Rule
+
+__all__ = ["XMIN", "Table"]
+
+XMIN = "xmin"
+
+
+class Table:
+    """`key` are the columns of its key. `has_xmin` until it turns out to be a view."""
+
+    def __init__(self, schema: str, name: str, key: Sequence[str]) -> None:
+        self.schema = schema
+        self.name = name
+        self.key = tuple(key)
+        self.has_xmin = True
+
+    def __str__(self) -> str:
+        return f"{self.schema}.{self.name}"
+
+    @property
+    def columns(self) -> list[str]:
+        """What to select: all columns, and the row's version where there is one."""
+        return ["*", XMIN] if self.has_xmin else ["*"]
+
+    def key_of(self, row: Mapping[str, Any]) -> Any:
+        """The key's value, a tuple if it has several columns."""
+        if len(self.key) == 1:
+            return row[self.key[0]]
+        return tuple(row[column] for column in self.key)
+
+    def stamp(self, row: Mapping[str, Any], rule: Rule) -> Any:
+        """What is the same as long as nobody has written the row (or its guard)."""
+        if rule.guard is not None:
+            return [row[column] for column in rule.guard]
+        return row[XMIN] if self.has_xmin else dict(row)
+
+    def visible(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The row as its owner knows it."""
+        return {column: value for column, value in row.items() if column != XMIN}
+
+    def with_keys(self, keys: Sequence[Any]) -> Select:
+        """The rows that have one of these keys."""
+        if len(self.key) == 1:
+            values = ",".join(map(quoted, keys))
+            return Select(self.columns, where=[(self.key[0], "in", f"({values})")])
+        pairs = (zip(self.key, key, strict=True) for key in keys)
+        any_of = (all_of([f"{named(c)}.eq.{quoted(v)}" for c, v in pair]) for pair in pairs)
+        return Select(self.columns, any_of=",".join(any_of))
+
+    def unchanged(self, row: Mapping[str, Any], rule: Rule) -> list[Condition]:
+        """The conditions under which the row is still the one that was judged."""
+        columns = rule.guard if rule.guard is not None else (XMIN,)
+        guard = [_equals(column, row[column]) for column in columns]
+        return [*(_equals(column, row[column]) for column in self.key), *guard]
+
+
+def _equals(column: str, value: Any) -> Condition:
+    if value is None:
+        return column, "is", "null"
+    if value is True or value is False:
+        return column, "is", "true" if value else "false"
+    return column, "eq", str(value)
