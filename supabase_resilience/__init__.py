@@ -8,7 +8,7 @@ A thin wrapper bound to a supabase-py client, sync or async. The map, from the f
 - drivers: `protect` (a client whose queries are guarded), `http` (the other services)
 - `cursors`: where something keeps how far it has come
 - patterns: `queues` (jobs, in memory or durable on Supabase Queues), `listener` (changes of a
-  table, live and caught up)
+  table, live and caught up), `verification` (rows that break a rule, found and fixed)
 - for your tests: `testing`, and `local` (a whole Supabase without Docker, extra `local`)
 """
 
@@ -23,6 +23,7 @@ from supabase_resilience.errors import (
     ListenerError,
     QueueError,
     ResilienceError,
+    VerificationError,
 )
 from supabase_resilience.events import Event, Hook, log_event
 from supabase_resilience.failures import Classification, classify
@@ -59,14 +60,28 @@ from supabase_resilience.queues import (
 )
 from supabase_resilience.retry import RetryConfig
 from supabase_resilience.trip import FailureRate
+from supabase_resilience.verification import (
+    SKIP,
+    AsyncServerSideVerification,
+    KeyRange,
+    Problem,
+    Report,
+    Rule,
+    RuleReport,
+    ServerSideVerification,
+    VerificationStats,
+    server_side_verification,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "SKIP",
     "AsyncProtectedClient",
     "AsyncQueueProcessor",
     "AsyncRealtimeListener",
     "AsyncResilientHttpClient",
+    "AsyncServerSideVerification",
     "AsyncSupabaseQueue",
     "AsyncTableCursor",
     "BreakerStats",
@@ -84,12 +99,14 @@ __all__ = [
     "HandlerTimeoutError",
     "Hook",
     "Job",
+    "KeyRange",
     "ListenerError",
     "ListenerStats",
     "LiveTable",
     "MemoryCursor",
     "MemoryQueue",
     "Postpone",
+    "Problem",
     "ProtectedClient",
     "QueueError",
     "QueueMetrics",
@@ -97,12 +114,18 @@ __all__ = [
     "QueueStats",
     "RealtimeListener",
     "Recovery",
+    "Report",
     "ResilienceError",
     "ResilientHttpClient",
     "RetryConfig",
+    "Rule",
+    "RuleReport",
+    "ServerSideVerification",
     "SupabaseQueue",
     "TableCursor",
     "Target",
+    "VerificationError",
+    "VerificationStats",
     "__version__",
     "by_table",
     "classify",
@@ -115,4 +138,5 @@ __all__ = [
     "realtime_listener",
     "resilient_async_http_client",
     "resilient_http_client",
+    "server_side_verification",
 ]

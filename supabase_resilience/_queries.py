@@ -1,4 +1,4 @@
-"""What a read of rows asks PostgREST for, written down without I/O, and how its values are quoted."""
+"""What a read of rows asks PostgREST for, without I/O, and how its values are quoted."""
 
 import re
 from collections.abc import Mapping, Sequence

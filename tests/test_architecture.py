@@ -81,6 +81,14 @@ KNOW_BACKENDS = {
     "listener._factory",
     "listener._generation",
     "listener._refusals",
+    "verification._async",
+    "verification._core",
+    "verification._factory",
+    "verification._lease",
+    "verification._pass",
+    "verification._patience",
+    "verification._sync",
+    "verification._writers",
 }
 # Inside a pattern: what both colours share neither waits nor starts anything.
 COLOURLESS = {
@@ -108,6 +116,21 @@ COLOURLESS = {
     "listener._settings",
     "listener._stats",
     "listener._stream",
+    "verification._commands",
+    "verification._core",
+    "verification._html",
+    "verification._lease",
+    "verification._paging",
+    "verification._pass",
+    "verification._patience",
+    "verification._report",
+    "verification._rules",
+    "verification._settings",
+    "verification._stats",
+    "verification._table",
+    "verification._tally",
+    "verification._telling",
+    "verification._writers",
 }
 
 
@@ -213,13 +236,15 @@ def test_what_colours_share_has_none(module: str) -> None:
     assert others(modules()[module]).isdisjoint({"asyncio", "anyio", "socket", "signal"})
 
 
+# The sync listener is the async one on a thread, as supabase-py has no sync Realtime.
+@pytest.mark.parametrize("pattern", ["queues", "verification"])
 @pytest.mark.parametrize("colour", ["sync", "async"])
-def test_a_driver_knows_its_own_colour(colour: str) -> None:
+def test_a_driver_knows_its_own_colour(colour: str, pattern: str) -> None:
     """No sync driver imports asyncio, nor the other colour's modules."""
     other, loop = {"sync": ("async", {"asyncio"}), "async": ("sync", set())}[colour]
     for module, path in modules().items():
-        if module.startswith(f"queues._{colour}"):
-            assert not any(f".queues._{other}" in name for name in imports(path))
+        if module.startswith(f"{pattern}._{colour}"):
+            assert not any(f".{pattern}._{other}" in name for name in imports(path))
             assert others(path).isdisjoint(loop)
 
 

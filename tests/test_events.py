@@ -10,24 +10,47 @@ import pytest
 from supabase_resilience import events
 from supabase_resilience.events import (
     CallRefused,
+    CatchUpFailed,
+    ChangeSkipped,
+    ChangesLost,
     CircuitClosed,
     CircuitDisabled,
     CircuitHalfOpened,
     CircuitOpened,
+    CursorNotSaved,
+    DeletesHeld,
     DuplicateSkipped,
     Event,
+    FixingAborted,
+    GapDetected,
+    GapRecovered,
     HandlerAbandoned,
+    HandlerBehind,
+    HandlerFailed,
     JobDeadLettered,
     JobFailed,
     JobPostponed,
     JobSucceeded,
     LeaseLost,
+    LeaseTaken,
+    ListenerLost,
+    ListenerReady,
+    ListenerRefused,
     MigrationOutdated,
+    PassCompleted,
+    PassFailed,
+    PassPaused,
+    PassResumed,
+    PassStarted,
     QueuePaused,
     QueueReachable,
     QueueResumed,
     QueueUnreachable,
+    Resync,
     RetryScheduled,
+    RowQuarantined,
+    RunnerLeaseLost,
+    ViolationFixed,
     log_event,
 )
 
@@ -72,6 +95,102 @@ LOGGED: dict[Event, tuple[int, str]] = {
         logging.WARNING,
         "migration.outdated part='queue' version=1 remedy='run it again'",
     ),
+    ListenerReady(listener="public.orders", seconds=0.5): (
+        logging.INFO,
+        "listener.ready listener='public.orders' seconds=0.5",
+    ),
+    ListenerLost(listener="public.orders", reason="closed"): (
+        logging.WARNING,
+        "listener.lost listener='public.orders' reason='closed'",
+    ),
+    ListenerRefused(listener="public.orders", reason="no table", remedy="create it"): (
+        logging.ERROR,
+        "listener.refused listener='public.orders' reason='no table' remedy='create it'",
+    ),
+    GapDetected(listener="public.orders", reason="closed"): (
+        logging.INFO,
+        "listener.gap_detected listener='public.orders' reason='closed'",
+    ),
+    GapRecovered(listener="public.orders", changes=3, seconds=0.5): (
+        logging.INFO,
+        "listener.gap_recovered listener='public.orders' changes=3 seconds=0.5",
+    ),
+    ChangesLost(listener="public.orders", changes=3): (
+        logging.WARNING,
+        "listener.changes_lost listener='public.orders' changes=3",
+    ),
+    CatchUpFailed(listener="public.orders", reason="timed out"): (
+        logging.WARNING,
+        "listener.catch_up_failed listener='public.orders' reason='timed out'",
+    ),
+    Resync(listener="public.orders", handler="h", reason="restored"): (
+        logging.WARNING,
+        "listener.resync listener='public.orders' handler='h' reason='restored'",
+    ),
+    DeletesHeld(listener="public.orders", handler="h", missing=9, known=10): (
+        logging.ERROR,
+        "listener.deletes_held listener='public.orders' handler='h' missing=9 known=10",
+    ),
+    HandlerFailed(
+        listener="public.orders", handler="h", error="ValueError", attempt=1, delay=0.1
+    ): (
+        logging.WARNING,
+        (
+            "listener.handler_failed listener='public.orders' handler='h' error='ValueError' "
+            "attempt=1 delay=0.1"
+        ),
+    ),
+    ChangeSkipped(listener="public.orders", handler="h", key="7", error="ValueError"): (
+        logging.ERROR,
+        "listener.change_skipped listener='public.orders' handler='h' key='7' error='ValueError'",
+    ),
+    HandlerBehind(listener="public.orders", handler="h"): (
+        logging.WARNING,
+        "listener.handler_behind listener='public.orders' handler='h'",
+    ),
+    CursorNotSaved(listener="public.orders", reason="OSError"): (
+        logging.WARNING,
+        "listener.cursor_not_saved listener='public.orders' reason='OSError'",
+    ),
+    PassStarted(table="public.orders", is_full=True): (
+        logging.INFO,
+        "verification.pass_started table='public.orders' is_full=True",
+    ),
+    PassCompleted(table="public.orders", rows=9, violations=2, fixed=1, open=1, seconds=0.5): (
+        logging.WARNING,
+        (
+            "verification.pass_completed table='public.orders' rows=9 violations=2 fixed=1 open=1 "
+            "seconds=0.5"
+        ),
+    ),
+    PassFailed(table="public.orders", reason="APIError"): (
+        logging.ERROR,
+        "verification.pass_failed table='public.orders' reason='APIError'",
+    ),
+    PassPaused(table="public.orders", reason="throttle"): (
+        logging.INFO,
+        "verification.pass_paused table='public.orders' reason='throttle'",
+    ),
+    PassResumed(table="public.orders", seconds=0.5): (
+        logging.INFO,
+        "verification.pass_resumed table='public.orders' seconds=0.5",
+    ),
+    RowQuarantined(table="public.orders", rule="dated", key="7"): (
+        logging.ERROR,
+        "verification.row_quarantined table='public.orders' rule='dated' key='7'",
+    ),
+    FixingAborted(table="public.orders", rule="dated", reason="too many"): (
+        logging.ERROR,
+        "verification.fixing_aborted table='public.orders' rule='dated' reason='too many'",
+    ),
+    LeaseTaken(lease="orders", token=7): (
+        logging.INFO,
+        "verification.lease_taken lease='orders' token=7",
+    ),
+    RunnerLeaseLost(lease="orders"): (
+        logging.WARNING,
+        "verification.lease_lost lease='orders'",
+    ),
 }
 COUNTED = [
     CallRefused(breaker="db", retry_after=3.0),
@@ -80,6 +199,7 @@ COUNTED = [
     JobFailed(queue="q", job="1", attempt=1, error="ValueError", delay=1.0),
     JobPostponed(queue="q", job="1", reason="timed out", delay=0.0),
     DuplicateSkipped(queue="q", job="1"),
+    ViolationFixed(table="public.orders", rule="dated", key="7"),
 ]
 ALL = [*LOGGED, *COUNTED]
 
@@ -160,3 +280,11 @@ def test_text_with_line_breaks(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, LOGGER):
         log_event(CircuitHalfOpened(breaker="db\nERROR forged"))
     assert "\n" not in caplog.records[0].getMessage()
+
+
+def test_severities_that_depend_on_the_fact() -> None:
+    """A clean pass and a handler's later tries are no news; what is left open is."""
+    clean = PassCompleted(table="t", rows=9, violations=1, fixed=1, open=0, seconds=0.5)
+    assert logging.INFO == clean.severity
+    again = HandlerFailed(listener="t", handler="h", error="ValueError", attempt=2, delay=0.1)
+    assert logging.DEBUG == again.severity

@@ -32,8 +32,8 @@ def classes() -> Iterator[tuple[str, type]]:
 
 
 def _is_inner(module: str) -> bool:
-    """What a processor is made of: threads are watched where tasks are canceled."""
-    return module.endswith(("_crew", "_link", "_parking"))
+    """What a pattern is made of: threads are watched where tasks are canceled."""
+    return module.endswith(("_crew", "_link", "_parking", "_hands"))
 
 
 def pairs() -> list[tuple[type, type]]:

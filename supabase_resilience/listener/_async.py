@@ -113,9 +113,14 @@ class AsyncRealtimeListener:
         )
         tokens = Tokens(token)
         identity = identity_of(client, lambda: tokens.current, unguarded="listener")
-        reader = LoopReader(identity, settings.schema, table)
-        url, key = str(client.realtime_url), client.supabase_key
-        self._engine = Engine(settings, url, key, identity, reader, tokens)
+        self._engine = Engine(
+            settings,
+            url=str(client.realtime_url),
+            apikey=client.supabase_key,
+            identity=identity,
+            reader=LoopReader(identity, settings.schema, table),
+            tokens=tokens,
+        )
         self._pid: int | None = None
 
     def __repr__(self) -> str:

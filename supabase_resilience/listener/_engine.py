@@ -45,6 +45,7 @@ class Engine:
     def __init__(
         self,
         settings: Settings,
+        *,
         url: str,
         apikey: str,
         identity: Identity[Any],
@@ -106,12 +107,12 @@ class Engine:
         for name, runner in self._runners.items():
             self._spawn_runner(name, runner)
 
-    async def stop(self, timeout: float) -> bool:
-        """End after the changes that are being handled; False if some outlasted `timeout`."""
+    async def stop(self, within: float) -> bool:
+        """End after the changes that are being handled; False if some outlasted that."""
         for runner in self._runners.values():
             runner.stop()
         running = [task for name, task in self._tasks.items() if name.startswith("handler ")]
-        late = (await asyncio.wait(running, timeout=timeout))[1] if running else set()
+        late = (await asyncio.wait(running, timeout=within))[1] if running else set()
         for task in self._tasks.values():
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
@@ -296,10 +297,10 @@ class Engine:
         return Recoverer(
             self.settings,
             passes,
-            self._reader,
             self._stream,
             self._status,
             self._counts,
+            reader=self._reader,
             tell=self.tell,
             clock=self._clock,
             meaning=self._meaning,

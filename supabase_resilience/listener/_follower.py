@@ -7,7 +7,7 @@ this runs on the listener's event loop; handlers on threads are handed batches.
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from supabase_resilience.listener._changes import Change, ChangeType, Seen, Shape
 from supabase_resilience.listener._recovery import DOUBT, Ledger, LiveLedger, LogLedger
@@ -112,6 +112,7 @@ class Follower:
         if verdict == DOUBT:
             self.doubt(seen)
             return True
+        self._leave_old_key(seen, "live")
         if self._wants is not None and verdict != self._wants:
             return True
         change = self._shape.change(seen, verdict, "live")
@@ -130,7 +131,10 @@ class Follower:
 
     def tell(self, seen: Seen, kind: ChangeType) -> None:
         """Queue a caught-up change."""
-        if not self.starts_now and self._wants in {None, kind}:
+        if self.starts_now:
+            return
+        self._leave_old_key(seen, "catch_up")
+        if self._wants in {None, kind}:
             self.caught_up += 1
             self._put(self._shape.change(seen, kind, "catch_up"))
 
@@ -153,6 +157,14 @@ class Follower:
         """Take no more until the queue is empty; the next catch-up begins at `since`."""
         self.is_behind = True
         self.since = since
+
+    def _leave_old_key(self, seen: Seen, source: Literal["live", "catch_up"]) -> None:
+        """An entry of a log that gives a row another key is a delete of the old one, too."""
+        if not isinstance(self.ledger, LogLedger) or self._wants not in {None, "DELETE"}:
+            return
+        if (key := self._shape.moved_from(seen)) is not None:
+            gone = seen._replace(type="DELETE", key=key, new={})
+            self._put(self._shape.change(gone, "DELETE", source))
 
     def _put(self, change: Change) -> None:
         if self._inline is not None:

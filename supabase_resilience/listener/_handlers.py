@@ -110,9 +110,7 @@ class Runner:
             if self._is_stopping:
                 return done, None
             try:
-                result = self.handler(change)
-                if inspect.isawaitable(result):
-                    raise TypeError("a handler that returns an awaitable must be `async def`")
+                _check_done(self.handler(change))
             except Exception as error:  # noqa: BLE001 - whatever it is, it concerns this handler
                 return done, error
         return len(batch), None
@@ -175,3 +173,9 @@ class Runner:
 
     def _count(self, numbers: dict[str, int]) -> None:
         numbers[self.follower.name] = numbers.get(self.follower.name, 0) + 1
+
+
+def _check_done(result: Any) -> None:
+    """On a thread nobody could await it."""
+    if inspect.isawaitable(result):
+        raise TypeError("a handler that returns an awaitable must be `async def`")

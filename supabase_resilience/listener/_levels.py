@@ -46,7 +46,9 @@ class Recovery:
         """
         check_text("column", column)
         check_number("overlap", overlap, at_least=0)
-        return cls("by_column", column, float(overlap), *_deletes(key_diff, max_delete_share))
+        return cls(
+            "by_column", column, float(overlap), *_deletes(max_delete_share, key_diff=key_diff)
+        )
 
     @classmethod
     def versioned(cls, *, key_diff: bool = False, max_delete_share: float = 0.2) -> Self:
@@ -58,7 +60,7 @@ class Recovery:
 
         Raises `ValueError` and `TypeError` for arguments that make no sense.
         """
-        return cls("versioned", None, 0.0, *_deletes(key_diff, max_delete_share))
+        return cls("versioned", None, 0.0, *_deletes(max_delete_share, key_diff=key_diff))
 
     @classmethod
     def change_log(cls) -> Self:
@@ -71,7 +73,7 @@ class Recovery:
         return cls("change_log")
 
 
-def _deletes(key_diff: bool, max_delete_share: float) -> tuple[bool, float]:
+def _deletes(max_delete_share: float, *, key_diff: bool) -> tuple[bool, float]:
     if not isinstance(key_diff, bool):
         raise TypeError(f"key_diff must be True or False, got {key_diff!r}")
     check_number("max_delete_share", max_delete_share, at_least=0)

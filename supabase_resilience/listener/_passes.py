@@ -8,7 +8,7 @@ import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 from supabase_resilience._queries import KEYS_PER_READ, Condition, Rpc, Select, next_page
 from supabase_resilience.errors import ListenerError
@@ -152,8 +152,7 @@ class Passes:
             last = rows[-1]["id"]
 
     def _bury(self, follower: Follower, row: dict[str, Any], outcome: Outcome) -> None:
-        ledger = follower.ledger
-        assert isinstance(ledger, RowLedger)
+        ledger = _row_ledger(follower)
         if follower.since is None or row["xid"] < follower.since.xid:
             return
         if row["key"] is None:
@@ -427,7 +426,6 @@ class Passes:
             last = rows[-1]
 
     def _entries(self, group: list[Follower], outcome: Outcome) -> Plan[None]:
-        assert self._log is not None
         since = min(follower.since.xid for follower in group if follower.since)
         last = 0
         while group:
@@ -436,24 +434,26 @@ class Passes:
             if not rows:
                 return
             yield from self._make_room(group, [], len(rows), None)
-            for seen in map(self._log.read, rows):
+            for seen in map(self._read_entry, rows):
                 for follower in group:
                     self._enter(follower, seen, outcome)
             last = rows[-1]["seq"]
 
     def _entries_again(self, group: list[Follower], outcome: Outcome) -> Plan[None]:
-        assert self._log is not None
         numbers = list({number: None for follower in group for number in follower.doubts})
         for start in range(0, len(numbers), KEYS_PER_READ):
             part = numbers[start : start + KEYS_PER_READ]
             arguments = {**self._about, "p_since": 0, "p_seqs": part}
             rows = yield Rpc(_CHANGES, arguments)
-            for seen in map(self._log.read, rows):
+            for seen in map(self._read_entry, rows):
                 for follower in group:
                     if seen.version in follower.doubts:
                         self._enter(follower, seen, outcome)
         for follower in group:
             follower.doubts.clear()
+
+    def _read_entry(self, row: dict[str, Any]) -> Seen:
+        return cast("LogShape", self._log).read(row)
 
     def _enter(self, follower: Follower, seen: Seen, outcome: Outcome) -> None:
         verdict = follower.ledger.row(seen)
@@ -491,8 +491,8 @@ def _requested(followers: Iterable[Follower]) -> None:
 
 
 def _row_ledger(follower: Follower) -> RowLedger:
-    assert isinstance(follower.ledger, RowLedger)
-    return follower.ledger
+    """The ledger of a level that reads rows; all but the change log's are."""
+    return cast("RowLedger", follower.ledger)
 
 
 def _page(

@@ -30,15 +30,17 @@ _PUBLICATION = (
     "check that the table exists and that Realtime is on for it: "
     "alter publication supabase_realtime add table {table};"
 )
-_TOKEN = "give a valid token: a token= that returns a fresh one, or the project's current key"
+_FRESH = "give a valid token: a token= that returns a fresh one, or the project's current key"
 _RULES: tuple[tuple[str, Kind, str], ...] = (
-    (r"Token has expired|InvalidJWTToken|Token expiration", "token", _TOKEN),
-    (r"MalformedJWT|JwtSignature|JwtSigner|signature_error", "token", _TOKEN),
-    (r"not a valid JWT|Fields `role` and `exp`", "token", _TOKEN),
+    (r"Token has expired|InvalidJWTToken|Token expiration", "token", _FRESH),
+    (r"MalformedJWT|JwtSignature|JwtSigner|signature_error", "token", _FRESH),
+    (r"not a valid JWT|Fields `role` and `exp`", "token", _FRESH),
     (r"RateLimitReached|Too many (joins|channels|connected)", "rate", ""),
     (
-        r"invalid column for filter|Error parsing `filter`|`in` filter value"
-        r"|invalid input syntax|invalid column for select|An exception happened",
+        (
+            r"invalid column for filter|Error parsing `filter`|`in` filter value"
+            r"|invalid input syntax|invalid column for select|An exception happened"
+        ),
         "permanent",
         "check filter= against the table's columns and their types",
     ),
@@ -73,7 +75,7 @@ def of_realtime(text: str, shape: Shape) -> Refusal:
 def of_handshake(status: int | None, error: Exception) -> Refusal:
     """What it means that no socket could be opened."""
     if status == 401:
-        return Refusal("token", "Realtime refused the key (401)", _TOKEN)
+        return Refusal("token", "Realtime refused the key (401)", _FRESH)
     if status in {403, 404}:
         reason = f"Realtime refused the connection ({status})"
         return Refusal("permanent", reason, "switch on Realtime for the project, check its URL")
@@ -84,30 +86,28 @@ def of_handshake(status: int | None, error: Exception) -> Refusal:
 
 def of_api(error: Exception, shape: Shape, level: str) -> Refusal:
     """What an error of a catch-up means."""
-    if not isinstance(error, APIError) or (meaning := classify(error)).is_outage:
+    if not isinstance(error, APIError):
         return Refusal("passing", type(error).__name__)
-    code, text = error.code or "", error.message or ""
-    table = f"{shape.schema}.{shape.table}"
-    if code in {"PGRST301", "PGRST302", "PGRST303"} or "JWT" in text:
-        return Refusal("token", text, _TOKEN)
-    if meaning.verdict == "blocked":
-        return Refusal("token", meaning.reason, _TOKEN)
-    if code == "PGRST202" or (code == "42703" and "sync_" in text):
-        remedy = f"run the SQL that this prints: {migration_command(shape, level)}"
-        return Refusal("permanent", "our migration is not in the database", remedy)
-    if code == "42501" and "supabase_resilience" in text:
-        remedy = (
-            "use the secret key (role service_role), or Recovery.versioned(key_diff=True)"
-            if level == "versioned"
-            else "use the secret key (role service_role)"
-        )
-        return Refusal("permanent", text, remedy)
-    remedy = _API_REMEDIES.get(code, "")
-    if not remedy:
+    meaning, code, text = classify(error), error.code or "", error.message or ""
+    if meaning.verdict == "blocked" or code in _TOKEN_CODES or "JWT" in text:
+        return Refusal("token", text or meaning.reason, _FRESH)
+    remedy = None if meaning.is_outage else _remedy(code, text, shape, level)
+    if remedy is None:
         return Refusal("passing", text or meaning.reason)
-    return Refusal("permanent", text, remedy.format(table=table))
+    return Refusal("permanent", text, remedy)
 
 
+def _remedy(code: str, text: str, shape: Shape, level: str) -> str | None:
+    if code == "PGRST202" or (code == "42703" and "sync_" in text):
+        return f"run the SQL that this prints: {migration_command(shape, level)}"
+    if code == "42501" and "supabase_resilience" in text:
+        instead = ", or Recovery.versioned(key_diff=True)" if level == "versioned" else ""
+        return f"use the secret key (role service_role){instead}"
+    remedy = _API_REMEDIES.get(code)
+    return None if remedy is None else remedy.format(table=f"{shape.schema}.{shape.table}")
+
+
+_TOKEN_CODES = {"PGRST301", "PGRST302", "PGRST303"}
 _API_REMEDIES = {
     "42P01": "create the table {table}, or correct table= and schema=",
     "PGRST205": "create the table {table}, or correct table= and schema=",

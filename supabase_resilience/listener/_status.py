@@ -61,7 +61,7 @@ class Status:
         self._notify()
 
     def subscribed(self) -> None:
-        """Realtime has said "Subscribed to PostgreSQL": changes arrive from now on, not those of before."""
+        """Realtime has said "Subscribed to PostgreSQL": changes arrive from now on."""
         self.epoch += 1
         if self._is_caught_up:
             self._since = self._clock()

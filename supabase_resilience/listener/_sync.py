@@ -102,9 +102,14 @@ class RealtimeListener:
         )
         tokens = Tokens(token)
         identity = identity_of(client, lambda: tokens.current, unguarded="listener")
-        reader = ThreadReader(identity, settings.schema, table)
-        url, key = str(client.realtime_url), client.supabase_key
-        self._engine = Engine(settings, url, key, identity, reader, tokens)
+        self._engine = Engine(
+            settings,
+            url=str(client.realtime_url),
+            apikey=client.supabase_key,
+            identity=identity,
+            reader=ThreadReader(identity, settings.schema, table),
+            tokens=tokens,
+        )
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._pid: int | None = None

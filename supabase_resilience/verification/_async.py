@@ -55,17 +55,17 @@ class AsyncServerSideVerification:
     that writes in several steps is not interfered with, as long as its steps take less than
     `grace`; and whatever it writes is never overwritten.
 
-    - `client`: an `AsyncClient`; one made by `protect()` lends its breaker and retries. Its key (or the
-      user of `as_user()`, or `token`) is pinned. It sees what row level security lets it see.
+    - `client`: an `AsyncClient`; one made by `protect()` lends its breaker and retries. Its key
+      (or the user of `as_user()`, or `token`) is pinned. It sees what row level security shows it.
     - `table`, `schema` (None: the client's), `id_column`: the primary key, a tuple if composite.
     - `rules`: see `Rule`. `data_validator`: a rule of that name, True for a row that is right.
-    - `fix_missing_data(id)`: your own repair, for rules without `fix`. It is confirmed and verified,
-      but neither swapped nor fenced: it may meet a write of the app.
+    - `fix_missing_data(id)`: your own repair, for rules without `fix`. It is confirmed and
+      verified, but neither swapped nor fenced: it may meet a write of the app.
     - `interval`: seconds from the end of a pass to the next; the first begins with `start()`.
     - `batch_size`: rows per page to begin with. Pages grow and shrink to half a second each.
     - `ranges`: parts of the keys that are gone through side by side.
-    - `dry_run`: writes nothing. `max_fixes`: per pass. `max_share`: when more than that share of the
-      rows breaks a rule (and more than 20), the rule is taken for wrong, and nothing more is fixed.
+    - `dry_run`: writes nothing. `max_fixes`: per pass. `max_share`: when more than that share of
+      the rows breaks a rule (and more than 20), the rule is taken for wrong: nothing more is fixed.
     - `changed_since`: a column that grows with each write, or `sync_xid` of the listener's
       migration: passes look only at what has changed, `overlap` seconds more, and at everything
       each `full_every` passes.
@@ -163,7 +163,7 @@ class AsyncServerSideVerification:
         right (an unknown table or column, a missing migration, a lease that another holds, a pass
         that is under way already); the report of a pass that failed amid the rows says so.
         """
-        return await self._one_pass(dry_run=dry_run)
+        return await self._here_and_now(dry_run=dry_run)
 
     async def key_ranges(self, count: int) -> list[KeyRange]:
         """Cut the keys into ranges of about as many rows each, to be verified by `run_range()`.
@@ -175,7 +175,14 @@ class AsyncServerSideVerification:
 
     async def run_range(self, key_range: KeyRange, *, dry_run: bool = False) -> Report:
         """Verify one range; the reports of all ranges add up with `+`. Raises as `run_once()`."""
-        return await self._one_pass(dry_run=dry_run, only=key_range)
+        return await self._here_and_now(dry_run=dry_run, only=key_range)
+
+    async def _here_and_now(self, *, dry_run: bool, only: KeyRange | None = None) -> Report:
+        try:
+            return await self._one_pass(dry_run=dry_run, only=only)
+        finally:
+            if not self.is_active():
+                await self._release()
 
     async def _one_pass(self, *, dry_run: bool, only: KeyRange | None = None) -> Report:
         if self._is_in_pass:

@@ -2,7 +2,6 @@
 
 import asyncio
 import inspect
-import time
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Any, TypeVar, cast
@@ -105,9 +104,9 @@ class AsyncHands:
             return None, error
 
     async def _page(self, read: Read) -> Page:
-        began = time.perf_counter()
+        began = self._clock()
         rows = await self._patiently(read)
-        return Page(rows, time.perf_counter() - began)
+        return Page(rows, self._clock() - began)
 
     async def _patiently(self, command: Command) -> Any:
         """Do it again as long as Supabase is out."""

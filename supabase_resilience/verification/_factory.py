@@ -55,8 +55,8 @@ def server_side_verification(
 ) -> ServerSideVerification | AsyncServerSideVerification:
     """A verification of `table`: sync for a `Client`, else async.
 
-    The same as `ServerSideVerification(client, table, **options)`. Raises `TypeError` for what is no
-    supabase-py client.
+    The same as `ServerSideVerification(client, table, **options)`. Raises `TypeError` for what is
+    no supabase-py client.
     """
     if isinstance(client, AsyncClient):
         return AsyncServerSideVerification(client, table, **options)

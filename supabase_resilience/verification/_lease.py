@@ -1,4 +1,4 @@
-"""The lease that makes one runner of many: a row in the project's database, with a fencing token."""
+"""The lease that makes one runner of many: a row in the database, with a fencing token."""
 
 import secrets
 from collections.abc import Callable

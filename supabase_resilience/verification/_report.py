@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -204,7 +205,7 @@ class Report:
         """For JSON; with the first `max_problems` problems, all of which `problems` iterates."""
         first = [
             {"rule": each.rule, "key": each.key, "fate": each.fate, "reason": each.reason}
-            for each, _ in zip(self.problems, range(max_problems), strict=False)
+            for each in islice(self.problems, max_problems)
         ]
         return {
             "table": self.table,
@@ -241,7 +242,7 @@ class Report:
         for rule in self.rules.values():
             fates = ", ".join(f"{count} {fate}" for fate, count in sorted(rule.fates.items()))
             lines.append(f"• {rule.name} ({rule.severity}): {fates or 'none broken'}")
-            ids = [str(each) for each, _ in zip(self.failing_ids(rule.name), range(_SHOWN_IDS))]
+            ids = [str(each) for each in islice(self.failing_ids(rule.name), _SHOWN_IDS)]
             if ids:
                 more = " …" if rule.open > len(ids) else ""
                 lines.append(f"  still broken: {', '.join(ids)}{more}")

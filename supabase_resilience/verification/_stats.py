@@ -14,8 +14,8 @@ VerificationState = Literal["stopped", "waiting", "verifying", "paused"]
 class VerificationStats:
     """A verification at one moment, counted since it was made.
 
-    - `problem_count`: violations that were confirmed. `fixed`, `cas_lost`, `fix_failed`: what became
-      of them. `open`: those that the last pass left.
+    - `problem_count`: violations that were confirmed. `fixed`, `cas_lost`, `fix_failed`: what
+      became of them. `open`: those that the last pass left.
     - `passes`: complete ones, `failed_passes`. `rows`: those that were checked.
     - `progress`: of the pass under way, 0 to 1, None when none is or nobody knows.
     - `last_pass_age`: seconds since a pass was completed, None before the first.

@@ -13,6 +13,7 @@ from supabase_resilience._checks import check_number
 from supabase_resilience._clock import Clock, monotonic
 from supabase_resilience._identity import Token, check_token, identity_of, wrong_client
 from supabase_resilience._signals import handled_signals
+from supabase_resilience.deadline import deadline
 from supabase_resilience.errors import VerificationError
 from supabase_resilience.events import Hook, log_event
 from supabase_resilience.verification._core import Core, PassRun
@@ -22,13 +23,14 @@ from supabase_resilience.verification._report import Report
 from supabase_resilience.verification._rules import Rule
 from supabase_resilience.verification._settings import Settings
 from supabase_resilience.verification._stats import VerificationState, VerificationStats
-from supabase_resilience.verification._sync_hands import Stopped, SyncHands
+from supabase_resilience.verification._sync_hands import Stopped, Hands
 from supabase_resilience.verification._telling import teller
 
 __all__ = ["ServerSideVerification"]
 
 _SAVE_EVERY = 2.0
 _LEASE_AGAIN = 5.0
+_RELEASE_WITHIN = 2.0
 
 
 class ServerSideVerification:
@@ -54,17 +56,17 @@ class ServerSideVerification:
     that writes in several steps is not interfered with, as long as its steps take less than
     `grace`; and whatever it writes is never overwritten.
 
-    - `client`: a `Client`; one made by `protect()` lends its breaker and retries. Its key (or the
-      user of `as_user()`, or `token`) is pinned. It sees what row level security lets it see.
+    - `client`: a `Client`; one made by `protect()` lends its breaker and retries. Its key
+      (or the user of `as_user()`, or `token`) is pinned. It sees what row level security shows it.
     - `table`, `schema` (None: the client's), `id_column`: the primary key, a tuple if composite.
     - `rules`: see `Rule`. `data_validator`: a rule of that name, True for a row that is right.
-    - `fix_missing_data(id)`: your own repair, for rules without `fix`. It is confirmed and verified,
-      but neither swapped nor fenced: it may meet a write of the app.
+    - `fix_missing_data(id)`: your own repair, for rules without `fix`. It is confirmed and
+      verified, but neither swapped nor fenced: it may meet a write of the app.
     - `interval`: seconds from the end of a pass to the next; the first begins with `start()`.
     - `batch_size`: rows per page to begin with. Pages grow and shrink to half a second each.
     - `ranges`: parts of the keys that are gone through side by side.
-    - `dry_run`: writes nothing. `max_fixes`: per pass. `max_share`: when more than that share of the
-      rows breaks a rule (and more than 20), the rule is taken for wrong, and nothing more is fixed.
+    - `dry_run`: writes nothing. `max_fixes`: per pass. `max_share`: when more than that share of
+      the rows breaks a rule (and more than 20), the rule is taken for wrong: nothing more is fixed.
     - `changed_since`: a column that grows with each write, or `sync_xid` of the listener's
       migration: passes look only at what has changed, `overlap` seconds more, and at everything
       each `full_every` passes.
@@ -135,7 +137,7 @@ class ServerSideVerification:
         self._clock = clock
         self._tell = teller(on_event)
         self._core = Core(settings, clock=clock, tell=self._tell)
-        self._hands = SyncHands(
+        self._hands = Hands(
             Builders(identity, settings.schema, table),
             self._core,
             clock=clock,
@@ -162,7 +164,7 @@ class ServerSideVerification:
         right (an unknown table or column, a missing migration, a lease that another holds, a pass
         that is under way already); the report of a pass that failed amid the rows says so.
         """
-        return self._one_pass(dry_run=dry_run)
+        return self._here_and_now(dry_run=dry_run)
 
     def key_ranges(self, count: int) -> list[KeyRange]:
         """Cut the keys into ranges of about as many rows each, to be verified by `run_range()`.
@@ -174,7 +176,14 @@ class ServerSideVerification:
 
     def run_range(self, key_range: KeyRange, *, dry_run: bool = False) -> Report:
         """Verify one range; the reports of all ranges add up with `+`. Raises as `run_once()`."""
-        return self._one_pass(dry_run=dry_run, only=key_range)
+        return self._here_and_now(dry_run=dry_run, only=key_range)
+
+    def _here_and_now(self, *, dry_run: bool, only: KeyRange | None = None) -> Report:
+        try:
+            return self._one_pass(dry_run=dry_run, only=only)
+        finally:
+            if not self.is_active():
+                self._release()
 
     def _one_pass(self, *, dry_run: bool, only: KeyRange | None = None) -> Report:
         if not self._pass_lock.acquire(blocking=False):
@@ -302,18 +311,20 @@ class ServerSideVerification:
                 self._fatal = error
                 self._asked_to_stop.set()
                 return
-        lease = self._core.lease
-        if lease is not None and lease.is_held:
-            self._hands.stopping.clear()
-            self._release(lease)
+        self._release()
 
     def _after(self, error: VerificationError) -> float:
         self._core.failed(error)
         return _LEASE_AGAIN if self._core.lease is not None else self._settings.interval
 
-    def _release(self, lease: Any) -> None:
+    def _release(self) -> None:
+        lease = self._core.lease
+        if lease is None or not lease.is_held:
+            return
+        self._hands.stopping.clear()
         try:
-            self._hands.run(lease.release())
+            with deadline(_RELEASE_WITHIN):
+                self._hands.run(lease.release())
         except Exception as error:  # noqa: BLE001 - it lapses
             self._core.failed(error)
 

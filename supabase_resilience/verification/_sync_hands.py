@@ -1,7 +1,6 @@
 """Carries out what a pass asks for, on threads: one per range, and one to fetch the next page."""
 
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime
@@ -29,7 +28,7 @@ from supabase_resilience.verification._core import Core
 from supabase_resilience.verification._patience import Patience
 from supabase_resilience.verification._settings import Window
 
-__all__ = ["Stopped", "SyncHands"]
+__all__ = ["Stopped", "Hands"]
 
 T = TypeVar("T")
 _SLICE = 1.0
@@ -40,7 +39,7 @@ class Stopped(BaseException):
     """The pass is ended by `stop()`; no verdict on anything."""
 
 
-class SyncHands:
+class Hands:
     """`resting` is called between commands, to keep the cursor."""
 
     def __init__(
@@ -122,9 +121,9 @@ class SyncHands:
         return self._fetchers.submit(self._page, command.read)
 
     def _page(self, read: Read) -> Page:
-        began = time.perf_counter()
+        began = self._clock()
         rows = self._patiently(read)
-        return Page(rows, time.perf_counter() - began)
+        return Page(rows, self._clock() - began)
 
     def _patiently(self, command: Command) -> Any:
         """Do it again as long as Supabase is out."""
