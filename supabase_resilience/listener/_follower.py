@@ -78,6 +78,7 @@ class Follower:
         self.acked: Position | None = None
         self.is_resumed = False
         self.starts_now = starts_now
+        self.knows_keys = False  # those of rows that it was not told
         self.is_behind = True  # until it has been caught up for the first time
         self.delivered = 0
         self.caught_up = 0

@@ -100,7 +100,7 @@ class Passes:
             yield from self._changed_keys(known, _XID, order, window)
         readers = [f for f in group if f.needs_rows] if self._where else group
         if readers:
-            yield from self._rows(readers, group, order, window, outcome)
+            yield from self._rows(readers, group, order, window, outcome, position)
         yield from self._finish(group, outcome, position)
 
     def _horizon(self, group: list[Follower], outcome: Outcome) -> Plan[tuple[Position, int]]:
@@ -173,11 +173,16 @@ class Passes:
         order: Sequence[str],
         window: Sequence[Condition],
         outcome: Outcome,
+        horizon: Position | None,
     ) -> Plan[None]:
-        """Page through the rows from the earliest `since` on; who has no room leaves the group."""
+        """Page through the rows from the earliest `since` on; who has no room leaves the group.
+
+        It goes on where it left, but not above the `horizon`, where more may come to light; without
+        one where it began.
+        """
         where = [*self._where, *window, *_from(readers, order[0])]
-        # Only a history that has ended brings somebody back to the beginning.
-        full = [f for f in readers if order[0] == _XID and f.since is None and len(f.ledger)]
+        # Who knows rows and is back at the beginning may have missed deletes.
+        full = [f for f in readers if order[0] == _XID and f.needs_rows and len(f.ledger)]
         remote: set[Key] = set()
         limit = min([_PAGE, *(follower.limit for follower in readers)])
         last: dict[str, Any] | None = None
@@ -186,7 +191,8 @@ class Passes:
             rows = yield _page(order, last, where=where, limit=limit)
             if not rows:
                 break
-            yield from self._make_room(readers, group, len(rows), _position(order[0], last))
+            reached = None if full or last is None else _lower(order[0], last, horizon)
+            yield from self._make_room(readers, group, len(rows), reached)
             for row in rows:
                 seen = self._shape.read(row)
                 if full:
@@ -259,11 +265,8 @@ class Passes:
             follower.mark(position)
 
     def _key_diff(self, group: list[Follower], outcome: Outcome) -> Plan[None]:
-        known = [follower for follower in group if len(follower.ledger)]
-        if not known:
-            return
         key, remote = self._shape.key, set[Key]()
-        _requested(known)
+        _requested(group)
         last: dict[str, Any] | None = None
         while True:
             rows = yield _page(key, last, columns=key, where=self._where)
@@ -271,9 +274,12 @@ class Passes:
                 break
             remote.update(map(self._shape.key_of, rows))
             last = rows[-1]
-        for follower in known:
+        for follower in group:
+            if not follower.knows_keys:
+                follower.knows_keys = True
+                _row_ledger(follower).learn(remote)
             self._suspect(follower, remote, outcome, max_share=self._recovery.max_delete_share)
-        if any(follower.doubts for follower in known):
+        if any(follower.doubts for follower in group):
             yield Wait(_UNTIL_CONFIRMED)
 
     def _suspect(
@@ -345,6 +351,7 @@ class Passes:
             limit=1,
         )
         value = newest[0][column] if newest else None
+        settled = self._settled(value, now)
         self._begin_now(group, value)
         old = [follower for follower in group if follower.since is not None]
         if self._where and old:
@@ -353,12 +360,12 @@ class Passes:
         if any(follower.since is None for follower in readers):
             beginners = [f for f in readers if f.since is None]
             nulls = [(column, "is", "null")]
-            yield from self._rows(beginners, group, self._shape.key, nulls, outcome)
+            yield from self._rows(beginners, group, self._shape.key, nulls, outcome, None)
             readers = [f for f in readers if f in group]
         if readers and value is not None:
             not_null = [(column, "not.is", "null")]
-            yield from self._rows(readers, group, order, not_null, outcome)
-        yield from self._finish(group, outcome, self._settled(value, now))
+            yield from self._rows(readers, group, order, not_null, outcome, settled)
+        yield from self._finish(group, outcome, settled)
 
     def _begin_now(self, group: list[Follower], newest: Any) -> None:
         for follower in group:
@@ -529,12 +536,13 @@ def _start(follower: Follower, column: str) -> Any:
     return since.xid if column == _XID else since.value
 
 
-def _position(column: str, last: dict[str, Any] | None) -> Position | None:
-    if last is None:
+def _lower(column: str, last: dict[str, Any], horizon: Position | None) -> Position | None:
+    """The position of a row, or the horizon where that is lower."""
+    if horizon is None:
         return None
     if column == _XID:
-        return Position(last[column])
-    return Position(value=last[column])
+        return horizon._replace(xid=min(last[column], horizon.xid))
+    return horizon if _later(last[column], horizon.value) else Position(value=last[column])
 
 
 def _later(one: Any, other: Any) -> bool:

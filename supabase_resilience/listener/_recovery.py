@@ -112,7 +112,7 @@ class RowLedger:
 
     def _live_delete(self, key: Key, mark: _Mark | None) -> Verdict:
         if mark is None:
-            return None if key in self._gone else self._bury(key, _NEVER)
+            return None if key in self._gone else DOUBT
         return DOUBT if mark.is_read else self._bury(key, mark.version)
 
     def _is_stale(self, seen: Seen, version: int, mark: _Mark | None) -> bool:
@@ -168,12 +168,16 @@ class RowLedger:
         if mark is not None and mark.version > version:
             return None  # of an earlier life
         if is_alive:
-            self._known.pop(key, None)  # so that the row of its new life is news
-            return None
-        if mark is None and key in self._gone:
+            return None  # the row of its new life has a greater version, and is news by that
+        if mark is None and self._is_told_gone(key, version):
             self._gone[key] = max(version, self._gone[key])
             return None
         return self._bury(key, version)
+
+    def _is_told_gone(self, key: Key, version: int) -> bool:
+        # Of another life, of which nothing came here, the handler may know from elsewhere.
+        told = self._gone.get(key)
+        return told is not None and (told == _NEVER or version <= told)
 
     def truncated(self, version: int) -> list[Key]:
         """The keys that a TRUNCATE has removed."""
@@ -185,6 +189,11 @@ class RowLedger:
     def missing(self, remote: set[Key]) -> list[Key]:
         """The known keys that a complete list of all keys lacks."""
         return [key for key in self._known if key not in remote and key not in self._seen_meanwhile]
+
+    def learn(self, keys: Iterable[Key]) -> None:
+        """Rows that the handler may know from elsewhere, so that their end is told."""
+        for key in keys:
+            self._known.setdefault(key, _Mark(_NEVER, is_read=True))
 
     # --- bookkeeping ------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from supabase_resilience.verification._pass import RangePass, with_since
 from supabase_resilience.verification._report import Report
 from supabase_resilience.verification._settings import Settings
 from supabase_resilience.verification._stats import Counts, VerificationStats
-from supabase_resilience.verification._table import Table
+from supabase_resilience.verification._table import XMIN, Table
 from supabase_resilience.verification._tally import Fights, Tally
 from supabase_resilience.verification._writers import FencedWriter, PlainWriter, Writer
 
@@ -86,6 +86,7 @@ class Core:
             tell=self._tell,
         )
         tally.total = yield Count()
+        yield from self._look_for_xmin(table)
         places = _places(saved) if only is None else None
         is_full = self._is_full_due(saved) or only is not None
         marker = yield from self._new_marker()
@@ -127,6 +128,22 @@ class Core:
             )
         )
         return report
+
+    def _look_for_xmin(self, table: Table) -> Plan[None]:
+        """Rows without a guard are swapped by their xmin: see at once that they have one."""
+        swapped = [r for r in self.settings.all_rules() if r.fix is not None and r.guard is None]
+        if not swapped:
+            return
+        try:
+            yield Read(Select([XMIN], limit=1))
+        except APIError as error:
+            if error.code != "42703":
+                raise
+            raise VerificationError(
+                f"{table} is a view, so rule {swapped[0].name!r} needs guard=: the columns by "
+                "which it can be seen that a row is still what it was"
+            ) from error
+        table.reads_xmin = True
 
     def _table(self) -> Table:
         return Table(self.settings.schema, self.settings.table, self.settings.key)

@@ -19,7 +19,7 @@ from supabase_resilience.verification._commands import Begin, Call, Get, Page, P
 from supabase_resilience.verification._paging import KeyRange, PageSize
 from supabase_resilience.verification._report import Fate
 from supabase_resilience.verification._rules import SKIP, Judgment, Rule
-from supabase_resilience.verification._table import XMIN, Table
+from supabase_resilience.verification._table import Table
 from supabase_resilience.verification._tally import Tally
 from supabase_resilience.verification._writers import Writer
 
@@ -27,6 +27,7 @@ __all__ = ["RangePass", "Way"]
 
 _TIMEOUTS = {"57014", "PGRST003"}
 _ROUNDS = 3
+_BROKEN = Judgment("broken")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +97,10 @@ class RangePass:
         self._is_scanning = True
         page = yield from self._first_page(pushed, size, rules)
         while page.rows:
-            asked, before = size.size, self._scanned
+            asked = size.size
             ticket = yield Begin(self._read(pushed, page.rows[-1], size.size))
-            for row in page.rows:
-                self._judge(rules, row)
+            for rule in rules:
+                self._judge(rule, page.rows)
             self._scanned = page.rows[-1]
             if pushed is None:
                 self._tally.checked(len(page.rows))
@@ -107,7 +108,6 @@ class RangePass:
             if not self._flags and pushed is None:
                 self.last = {column: self._scanned[column] for column in self._table.key}
             page = yield from self._next_page(pushed, size, ticket, asked)
-            del before
         self._is_scanning = False
         yield from self._settle(everything=True)
 
@@ -115,7 +115,7 @@ class RangePass:
         table = self._table
         further, any_of = next_page(table.key, last)
         where = [*self._range.conditions(table.key[0]), *self._way.since, *further]
-        select = Select(table.columns, where=where, any_of=any_of, order=table.key, limit=limit)
+        select = Select(where=where, any_of=any_of, order=table.key, limit=limit)
         return Read(select, pushed)
 
     def _first_page(self, pushed: Rule | None, size: PageSize, rules: Sequence[Rule]) -> Plan[Page]:
@@ -124,22 +124,11 @@ class RangePass:
                 ticket = yield Begin(self._read(pushed, self._scanned, size.size))
                 page: Page = yield Get(ticket)
             except APIError as error:
-                if error.code == "42703" and XMIN in (error.message or ""):
-                    self._without_xmin()
-                elif not (error.code in _TIMEOUTS and size.timed_out()):
+                if not (error.code in _TIMEOUTS and size.timed_out()):
                     raise
             else:
                 self._check_guards(rules, page.rows)
                 return page
-
-    def _without_xmin(self) -> None:
-        self._table.has_xmin = False
-        for rule in self._way.rules:
-            if rule.fix is not None and rule.guard is None:
-                raise VerificationError(
-                    f"{self._table} is a view, so rule {rule.name!r} needs guard=: the columns by "
-                    "which it can be seen that a row is still what it was"
-                )
 
     def _check_guards(self, rules: Sequence[Rule], rows: Sequence[dict[str, Any]]) -> None:
         for row in rows[:1]:
@@ -166,10 +155,9 @@ class RangePass:
                 size.took(len(page.rows), page.seconds)
                 return page
 
-    def _judge(self, rules: Sequence[Rule], row: dict[str, Any]) -> None:
-        visible = self._table.visible(row)
-        for rule in rules:
-            judgment = Judgment("broken") if rule.violates is not None else rule.judge(visible)
+    def _judge(self, rule: Rule, rows: Iterable[dict[str, Any]]) -> None:
+        for row in rule.suspects(rows):
+            judgment = _BROKEN if rule.violates is not None else rule.judge(row)
             if judgment.state == "broken":
                 self._tally.flagged(rule)
                 self._flag(rule, row, judgment.reason)
@@ -243,7 +231,7 @@ class RangePass:
         if row is None:
             return Judgment("right")
         if rule.violates is not None:
-            return Judgment("broken")
+            return _BROKEN
         return rule.judge(self._table.visible(row))
 
     def _by_key(self, pushed: Rule | None, keys: Iterable[Any]) -> Plan[dict[Any, dict[str, Any]]]:

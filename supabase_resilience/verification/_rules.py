@@ -1,6 +1,6 @@
 """What must be true of a row, and how a row of which it is not is set right."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 from pydantic import BaseModel, ValidationError
@@ -81,6 +81,20 @@ class Rule:
     def __repr__(self) -> str:
         """Show the name and how it is judged."""
         return f"<Rule {self.name!r} {'check' if self.violates is None else 'violates'}>"
+
+    def suspects(self, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """The rows that have to be judged one by one: all that a plain check does not pass."""
+        check = self.check
+        if check is None or isinstance(check, type):
+            yield from rows
+            return
+        for row in rows:
+            try:
+                if check(row):
+                    continue
+            except Exception:  # noqa: BLE001, S110 - judge() says what it was
+                pass
+            yield row
 
     def judge(self, row: dict[str, Any]) -> Judgment:
         """What `check` says of a row; an exception of it is an `error` of that row."""

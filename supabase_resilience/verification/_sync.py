@@ -23,7 +23,7 @@ from supabase_resilience.verification._report import Report
 from supabase_resilience.verification._rules import Rule
 from supabase_resilience.verification._settings import Settings
 from supabase_resilience.verification._stats import VerificationState, VerificationStats
-from supabase_resilience.verification._sync_hands import Stopped, Hands
+from supabase_resilience.verification._sync_hands import Hands, Stopped
 from supabase_resilience.verification._telling import teller
 
 __all__ = ["ServerSideVerification"]

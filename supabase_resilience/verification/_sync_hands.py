@@ -1,5 +1,6 @@
 """Carries out what a pass asks for, on threads: one per range, and one to fetch the next page."""
 
+import functools
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,11 +29,12 @@ from supabase_resilience.verification._core import Core
 from supabase_resilience.verification._patience import Patience
 from supabase_resilience.verification._settings import Window
 
-__all__ = ["Stopped", "Hands"]
+__all__ = ["Hands", "Stopped"]
 
 T = TypeVar("T")
 _SLICE = 1.0
 _THROTTLED = 1.0
+_WORTH_A_THREAD = 0.002
 
 
 class Stopped(BaseException):
@@ -62,6 +64,7 @@ class Hands:
         self._window = Window.of(core.settings.only_between)
         self._turn = threading.Lock()
         self._fetchers: ThreadPoolExecutor | None = None
+        self._pace = _Pace()
 
     def run_all(self, plans: list[Plan[None]]) -> None:
         """Go through several plans side by side; the first error ends them all."""
@@ -108,6 +111,7 @@ class Hands:
             return self._begin(command), None
         try:
             if isinstance(command, Get):
+                self._pace.work = self._clock() - self._pace.begun
                 return command.ticket.result(), None
             if isinstance(command, Call):
                 return command.function(command.argument), None
@@ -115,9 +119,11 @@ class Hands:
         except Exception as error:  # noqa: BLE001 - the plan decides what it means
             return None, error
 
-    def _begin(self, command: Begin) -> Future[Page]:
-        if self._fetchers is None:
-            raise RuntimeError("pages are only fetched within run_all()")
+    def _begin(self, command: Begin) -> "Future[Page] | _Later":
+        """Fetch the page meanwhile, if the work on the last one took longer than a thread costs."""
+        self._pace.begun = self._clock()
+        if self._fetchers is None or self._pace.work < _WORTH_A_THREAD:
+            return _Later(functools.partial(self._page, command.read))
         return self._fetchers.submit(self._page, command.read)
 
     def _page(self, read: Read) -> Page:
@@ -210,3 +216,21 @@ class Hands:
             self._resting()
         finally:
             self._turn.release()
+
+
+class _Pace(threading.local):
+    """Of one range: when its next page was asked for, and how long the last one was worked on."""
+
+    begun = 0.0
+    work = 0.0
+
+
+class _Later:
+    """A page that is fetched when it is needed."""
+
+    def __init__(self, fetch: Callable[[], Page]) -> None:
+        self._fetch = fetch
+
+    def result(self) -> Page:
+        """Fetch it."""
+        return self._fetch()

@@ -12,21 +12,24 @@ XMIN = "xmin"
 
 
 class Table:
-    """`key` are the columns of its key. `has_xmin` until it turns out to be a view."""
+    """`key` are the columns of its key.
+
+    Scans read the rows as they are. `xmin`, by which a row is swapped, is read with those that are
+    looked at again, and only if `reads_xmin`: a view has none.
+    """
 
     def __init__(self, schema: str, name: str, key: Sequence[str]) -> None:
         self.schema = schema
         self.name = name
         self.key = tuple(key)
-        self.has_xmin = True
+        self.reads_xmin = False
 
     def __str__(self) -> str:
         return f"{self.schema}.{self.name}"
 
     @property
-    def columns(self) -> list[str]:
-        """What to select: all columns, and the row's version where there is one."""
-        return ["*", XMIN] if self.has_xmin else ["*"]
+    def _columns(self) -> list[str]:
+        return ["*", XMIN] if self.reads_xmin else ["*"]
 
     def key_of(self, row: Mapping[str, Any]) -> Any:
         """The key's value, a tuple if it has several columns."""
@@ -38,9 +41,9 @@ class Table:
         """What is the same as long as nobody has written the row (or its guard)."""
         if rule.guard is not None:
             return [row[column] for column in rule.guard]
-        return row[XMIN] if self.has_xmin else dict(row)
+        return self.visible(row)
 
-    def visible(self, row: dict[str, Any]) -> dict[str, Any]:
+    def visible(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """The row as its owner knows it."""
         return {column: value for column, value in row.items() if column != XMIN}
 
@@ -48,10 +51,10 @@ class Table:
         """The rows that have one of these keys."""
         if len(self.key) == 1:
             values = ",".join(map(quoted, keys))
-            return Select(self.columns, where=[(self.key[0], "in", f"({values})")])
+            return Select(self._columns, where=[(self.key[0], "in", f"({values})")])
         pairs = (zip(self.key, key, strict=True) for key in keys)
         any_of = (all_of([f"{named(c)}.eq.{quoted(v)}" for c, v in pair]) for pair in pairs)
-        return Select(self.columns, any_of=",".join(any_of))
+        return Select(self._columns, any_of=",".join(any_of))
 
     def unchanged(self, row: Mapping[str, Any], rule: Rule) -> list[Condition]:
         """The conditions under which the row is still the one that was judged."""

@@ -178,6 +178,20 @@ async def test_changes_above_the_rate_are_lost_in_silence(
         assert key + 1 == (await a.change())["record"]["id"]
 
 
+async def test_a_transaction_is_not_cut_when_it_goes_over_the_rate(
+    local: LocalSupabase, phoenix: Connect, ids: Iterator[int]
+) -> None:
+    """The rate is looked at when a transaction begins, and not again before its end."""
+    # Its rows take longer to tell than the whole window.
+    local.realtime.configure(max_events_per_second=10, rate_window=0.012)
+    first = next(ids)
+    async with phoenix() as a:
+        await a.subscribe(table("orders"))
+        sql(local, "insert into orders select %s + g from generate_series(0, 999) g", first)
+        heard = [(await a.change())["record"]["id"] for _ in range(1000)]
+    assert list(range(first, first + 1000)) == heard
+
+
 async def test_too_many_joins_close_the_socket(local: LocalSupabase, phoenix: Connect) -> None:
     """The join is refused, its channel and its socket are closed, and so is the door."""
     local.realtime.configure(max_joins_per_second=1, rate_window=12.0)
@@ -197,6 +211,16 @@ async def test_too_many_joins_close_the_socket(local: LocalSupabase, phoenix: Co
         await connect(websocket_url(local, local.publishable_key))
     assert 429 == refused.value.response.status_code
     assert b'{"error": "Too many joins per second"}' == refused.value.response.body
+
+
+async def test_joining_a_topic_again_takes_no_further_place(
+    local: LocalSupabase, phoenix: Connect
+) -> None:
+    """Who has as many channels as may be can still renew one of them."""
+    local.realtime.configure(max_channels=1)
+    async with phoenix() as a:
+        replies = [await a.join(), await a.join()]
+    assert ["ok", "ok"] == [reply["payload"]["status"] for reply in replies]
 
 
 # --- refusals ---
