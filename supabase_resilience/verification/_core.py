@@ -27,6 +27,7 @@ __all__ = ["Core", "PassRun"]
 
 _XID = "sync_xid"
 _FORMAT = 1
+_TIMEOUTS = {"57014", "PGRST003"}
 
 
 @dataclass
@@ -85,7 +86,7 @@ class Core:
             max_share=settings.max_share,
             tell=self._tell,
         )
-        tally.total = yield Count()
+        tally.total = yield from _about_how_many()
         yield from self._look_for_xmin(table)
         places = _places(saved) if only is None else None
         is_full = self._is_full_due(saved) or only is not None
@@ -157,7 +158,7 @@ class Core:
         """Cut the keys into `count` ranges of about as many rows each."""
         if count == 1:
             return [KeyRange()]
-        total = yield Count()
+        total = yield from _about_how_many()
         if not total or total < count:
             return [KeyRange()]
         column = self.settings.key[0]
@@ -253,6 +254,16 @@ class Core:
         return self.counts.snapshot(
             table=self.settings.name, state=state, progress=progress, now=self._clock()
         )
+
+
+def _about_how_many() -> Plan[int | None]:
+    try:
+        count: int | None = yield Count()
+    except APIError as error:
+        if error.code not in _TIMEOUTS:
+            raise
+        return None
+    return count
 
 
 def _places(

@@ -27,6 +27,7 @@ __all__ = ["RangePass", "Way"]
 
 _TIMEOUTS = {"57014", "PGRST003"}
 _ROUNDS = 3
+_FIXES_AT_ONCE = 10
 _BROKEN = Judgment("broken")
 
 
@@ -51,6 +52,7 @@ class _Flag:
     stamp: Any
     due: float
     reason: str
+    place: int
     rounds: int = 1
 
 
@@ -76,6 +78,8 @@ class RangePass:
         self._writer = writer
         self._clock = clock
         self._flags: deque[_Flag] = deque()
+        self._places: dict[int, dict[str, Any] | None] = {}
+        self._place = 0
         self._scanned = last
         self._is_scanning = False
 
@@ -99,17 +103,33 @@ class RangePass:
         while page.rows:
             asked = size.size
             ticket = yield Begin(self._read(pushed, page.rows[-1], size.size))
+            self._enter_page()
             for rule in rules:
                 self._judge(rule, page.rows)
             self._scanned = page.rows[-1]
             if pushed is None:
                 self._tally.checked(len(page.rows))
             yield from self._settle(everything=False)
-            if not self._flags and pushed is None:
-                self.last = {column: self._scanned[column] for column in self._table.key}
+            if pushed is None:
+                self._note_place()
             page = yield from self._next_page(pushed, size, ticket, asked)
         self._is_scanning = False
         yield from self._settle(everything=True)
+
+    def _enter_page(self) -> None:
+        """Where a new process would have to begin if rows of this page were not settled."""
+        self._place += 1
+        self._places[self._place] = self._key_of(self._scanned)
+
+    def _note_place(self) -> None:
+        oldest = min((flag.place for flag in self._flags), default=None)
+        self.last = self._key_of(self._scanned) if oldest is None else self._places[oldest]
+        for place in list(self._places):
+            if oldest is None or place < oldest:
+                del self._places[place]
+
+    def _key_of(self, row: dict[str, Any] | None) -> dict[str, Any] | None:
+        return None if row is None else {column: row[column] for column in self._table.key}
 
     def _read(self, pushed: Rule | None, last: dict[str, Any] | None, limit: int) -> Read:
         table = self._table
@@ -164,10 +184,13 @@ class RangePass:
             elif judgment.state == "error":
                 self._tally.fate(rule, self._table.key_of(row), "error", judgment.reason)
 
-    def _flag(self, rule: Rule, row: dict[str, Any], reason: str, rounds: int = 1) -> None:
+    def _flag(
+        self, rule: Rule, row: dict[str, Any], reason: str, before: _Flag | None = None
+    ) -> None:
+        place, rounds = (self._place, 1) if before is None else (before.place, before.rounds + 1)
         key, stamp = self._table.key_of(row), self._table.stamp(row, rule)
         due = self._clock() + self._way.grace
-        self._flags.append(_Flag(rule, key, stamp, due, reason, rounds))
+        self._flags.append(_Flag(rule, key, stamp, due, reason, place, rounds))
 
     # --- settling ---------------------------------------------------------------------------------
 
@@ -202,13 +225,17 @@ class RangePass:
                 self._tally.confirmed(flag.rule)
                 if (yield from self._treat(flag, row)):
                     fixed.append(flag)
+            if len(fixed) >= _FIXES_AT_ONCE:
+                yield from self._verify(fixed)
+                fixed.clear()
+                yield Wait(0.0)  # whoever wants to stop needs not wait for all of them
         yield from self._verify(fixed)
 
     def _again(self, flag: _Flag, row: dict[str, Any], judgment: Judgment) -> None:
         if flag.rounds >= _ROUNDS:
             self._tally.fate(flag.rule, flag.key, "unsettled", "it changes all the time")
         else:
-            self._flag(flag.rule, row, judgment.reason, flag.rounds + 1)
+            self._flag(flag.rule, row, judgment.reason, flag)
 
     def _look_again(
         self, flags: Sequence[_Flag]
@@ -274,6 +301,8 @@ class RangePass:
         return None, ""
 
     def _patch(self, rule: Rule, row: dict[str, Any]) -> Plan[tuple[Fate | None, str]]:
+        if (yield from self._writer.is_lost()):
+            return "left", "the lease was lost"
         try:
             patch = yield Call(rule.fix or _nothing, self._table.visible(row))
         except Exception as error:  # noqa: BLE001 - it is the user's function

@@ -25,7 +25,7 @@ class Patience:
         if isinstance(error, APIError) and error.code in _TIMEOUTS:
             return None
         meaning = classify(error)
-        if not meaning.is_outage:
+        if not meaning.is_outage or meaning.verdict == "blocked":  # a key needs a person
             return None
         if isinstance(command, Write) and meaning.write_applied != "no":
             return None

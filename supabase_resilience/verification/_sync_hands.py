@@ -3,7 +3,7 @@
 import functools
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from datetime import datetime
 from typing import Any, TypeVar, cast
 
@@ -63,20 +63,22 @@ class Hands:
         self._resting = resting
         self._window = Window.of(core.settings.only_between)
         self._turn = threading.Lock()
-        self._fetchers: ThreadPoolExecutor | None = None
         self._pace = _Pace()
 
     def run_all(self, plans: list[Plan[None]]) -> None:
         """Go through several plans side by side; the first error ends them all."""
-        with ThreadPoolExecutor(len(plans), "verification fetch") as self._fetchers:
-            if len(plans) == 1:
-                self.run(plans[0])
-                return
-            with ThreadPoolExecutor(len(plans), "verification range") as ranges:
-                failed = threading.Event()
-                parts = [ranges.submit(self._part, plan, failed) for plan in plans]
-            for part in parts:
-                part.result()
+        failed = threading.Event()
+        ranges = [
+            in_thread("verification range", functools.partial(self._part, plan, failed))
+            for plan in plans[1:]
+        ]
+        try:
+            self._part(plans[0], failed)
+        finally:
+            for part in ranges:
+                part.exception()  # nobody is left behind
+        for part in ranges:
+            part.result()
 
     def _part(self, plan: Plan[None], failed: threading.Event) -> None:
         try:
@@ -122,9 +124,10 @@ class Hands:
     def _begin(self, command: Begin) -> "Future[Page] | _Later":
         """Fetch the page meanwhile, if the work on the last one took longer than a thread costs."""
         self._pace.begun = self._clock()
-        if self._fetchers is None or self._pace.work < _WORTH_A_THREAD:
-            return _Later(functools.partial(self._page, command.read))
-        return self._fetchers.submit(self._page, command.read)
+        fetch = functools.partial(self._page, command.read)
+        if self._pace.work < _WORTH_A_THREAD:
+            return _Later(fetch)
+        return in_thread("verification fetch", fetch)
 
     def _page(self, read: Read) -> Page:
         began = self._clock()
@@ -234,3 +237,17 @@ class _Later:
     def result(self) -> Page:
         """Fetch it."""
         return self._fetch()
+
+
+def in_thread(name: str, work: Callable[[], T]) -> "Future[T]":
+    """Do it on a thread that does not keep the process alive, as those of an executor would."""
+    future: Future[T] = Future()
+
+    def do() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - it belongs to whoever asks for the result
+            future.set_exception(error)
+
+    threading.Thread(target=do, name=name, daemon=True).start()
+    return future
