@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check bench-protect bench-breaker bench-outage bench-queue chaos-queue format clean
+.PHONY: demo test check bench-protect bench-breaker bench-outage bench-queue bench-listener chaos-queue chaos-listener format clean
 
 demo: .venv/ready
 	$(BIN)/python examples/demo.py
@@ -41,8 +41,18 @@ bench-queue:
 	$$pip --no-deps aimq==0.1.2 || echo "aimq cannot be had: it is left out"; \
 	"$$dir/venv/bin/python" tests/benchmarks/queues.py
 
+bench-listener: .venv/ready
+	$(BIN)/python tests/benchmarks/listeners.py
+
 chaos-queue: .venv/ready
 	$(BIN)/python tests/chaos/queues.py
+
+# `make chaos-listener SEED=7`, or SEEDS=20 for so many in turn; SCENARIO=all plays all others, too.
+SEED ?= 1
+SEEDS ?= 1
+SCENARIO ?= faults
+chaos-listener: .venv/ready
+	$(BIN)/python tests/chaos/listener.py --scenario $(SCENARIO) --seed $(SEED) --seeds $(SEEDS)
 
 format: .venv/ready
 	$(BIN)/ruff format .

@@ -96,7 +96,7 @@ def complete_orders(local: LocalSupabase) -> None:
 class Provider(BaseHTTPRequestHandler):
     """The payment provider: it knows the payment of each order but for every 500th."""
 
-    def do_GET(self) -> None:  # noqa: N802 - the name that http.server wants
+    def do_GET(self) -> None:
         """Answer `/orders/7`."""
         order = int(self.path.rsplit("/", 1)[1])
         body = json.dumps({"payment_id": f"pay_{order}" if order % 500 else None}).encode()

@@ -198,3 +198,17 @@ def test_the_queue_tables_have_their_rows():
         assert rows >= {"hand-written loop", "ours, stock", "ours, migrated"}
     assert rows_of(told, "Priority under load") >= {"lanes, stock", "migrated, no lanes"}
     assert len(rows_of(told, "What ours must reach")) == 1 + 3 + 2 + 6 + 4
+
+
+def test_the_listener_tables_have_their_rows():
+    """Every level beside the bare client, in latency, throughput and memory."""
+    told = run(
+        "listeners.py", "--latency-rounds", "1", "--changes", "20", "--rounds", "1",
+        "--events", "300", "--kept", "1000",
+    )  # fmt: skip
+    levels = {"live only", "by_column", "versioned", "change_log"}
+    assert rows_of(told, "Memory of the process") > levels
+    handlers = {f"{level}, async handler" for level in levels}
+    assert rows_of(told, "Latency added") > {"a second bare client"} | handlers
+    assert rows_of(told, "Throughput") > {"bare client, rows", "bare client, log"} | handlers
+    assert len(rows_of(told, "What ours must reach")) == 1 + 2 * 6 + 12 + 5

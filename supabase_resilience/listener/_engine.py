@@ -10,12 +10,12 @@ from typing import Any, Literal
 
 from supabase_resilience._clock import Clock, monotonic
 from supabase_resilience._identity import Identity
-from supabase_resilience.errors import ListenerError
+from supabase_resilience.errors import CircuitOpenError, ListenerError, ResilienceError
 from supabase_resilience.events import Event
 from supabase_resilience.listener._changes import Change, Shape
 from supabase_resilience.listener._follower import Follower
 from supabase_resilience.listener._generation import Binding, Generation
-from supabase_resilience.listener._handlers import Runner
+from supabase_resilience.listener._handlers import Runner, handler_at_work
 from supabase_resilience.listener._log import LOG_SCHEMA, LOG_TABLE, LogShape
 from supabase_resilience.listener._passes import Passes
 from supabase_resilience.listener._positions import Positions
@@ -96,7 +96,11 @@ class Engine:
         """Begin; does nothing when it runs."""
         if self._status.state != "stopped":
             return
-        self.stopped.clear()
+        # What waits belongs to the loop it waited on, and this may be another one.
+        if self.stopped.is_set():
+            self.stopped = asyncio.Event()
+        self._moved = asyncio.Event()
+        self._recoverer = self._make_recoverer()
         self._fatal = None
         self._status.started()
         self._spawn("supervisor", self._supervisor.run)
@@ -108,20 +112,32 @@ class Engine:
             self._spawn_runner(name, runner)
 
     async def stop(self, within: float) -> bool:
-        """End after the changes that are being handled; False if some outlasted that."""
+        """End after the changes that are being handled; False if some outlasted that.
+
+        A handler that calls this is not waited for, as it waits for this.
+        """
         for runner in self._runners.values():
             runner.stop()
-        running = [task for name, task in self._tasks.items() if name.startswith("handler ")]
+        caller = handler_at_work()
+        running = [
+            task
+            for name, task in self._tasks.items()
+            if name.startswith("handler ") and task is not caller
+        ]
         late = (await asyncio.wait(running, timeout=within))[1] if running else set()
-        for task in self._tasks.values():
-            task.cancel()
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
-        self._tasks.clear()
+        await self._end_tasks(but=asyncio.current_task())
         await self._positions.save(self._stream.followers)
         self._status.stopped()
         self._renew_runners()
         self.stopped.set()
         return not late
+
+    async def _end_tasks(self, *, but: "asyncio.Task[Any] | None") -> None:
+        ending = [task for task in self._tasks.values() if task is not but]
+        self._tasks.clear()
+        for task in ending:
+            task.cancel()
+        await asyncio.gather(*ending, return_exceptions=True)
 
     async def ready(self) -> None:
         """Return when it is; raises `ListenerError` for what a person has to set right."""
@@ -320,7 +336,7 @@ class Engine:
         await self._positions.save(self._stream.followers)
 
     def _meaning(self, error: Exception) -> Refusal:
-        if isinstance(error, ListenerError):
+        if isinstance(error, ResilienceError) and not isinstance(error, CircuitOpenError):
             return Refusal("permanent", str(error))
         level = self.settings.recovery.level if self.settings.recovery else ""
         refusal = of_api(error, self._shape, level)
@@ -352,7 +368,7 @@ class Engine:
         except Exception as error:  # noqa: BLE001 - it is the user's store, and may be out
             refusal = self._meaning(error)
             if refusal.kind != "passing":
-                self._status.refused(refusal)
+                self._status.refused("catch_up", refusal)
             await asyncio.sleep(_RESTART_AFTER)
             return
         for follower in self._stream.followers.values():
@@ -378,16 +394,20 @@ class Engine:
             await asyncio.sleep(_RESTART_AFTER)
 
     def _spawn_runner(self, name: str, runner: Runner) -> None:
-        task = asyncio.ensure_future(runner.run())
-        self._tasks[f"handler {name}"] = task
-        task.add_done_callback(self._handler_ended)
+        self._tasks[f"handler {name}"] = asyncio.ensure_future(self._run_handler(runner))
 
-    def _handler_ended(self, task: "asyncio.Task[None]") -> None:
-        """What is no `Exception` (SystemExit, KeyboardInterrupt) ends the listener."""
-        if task.cancelled() or (error := task.exception()) is None:
-            return
-        self._fatal = error
-        self.stopped.set()
+    async def _run_handler(self, runner: Runner) -> None:
+        """What is no `Exception` (SystemExit, KeyboardInterrupt) ends the listener.
+
+        It must not leave this task: asyncio would end its loop at once, amid everything.
+        """
+        try:
+            await runner.run()
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # noqa: BLE001 - raised by run()
+            self._fatal = error
+            self.stopped.set()
 
 
 def require_recovery(engine: Engine) -> None:

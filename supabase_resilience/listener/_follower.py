@@ -19,20 +19,23 @@ class Position(NamedTuple):
     """A point up to which everything is told: a transaction of a history, or a column's value.
 
     `is_start` when no row has been told yet, only deletes and changes after it will be: whoever
-    died in its first reading then hears of what was deleted since.
+    died in its first reading then hears of what was deleted since. `started` tells one run of the
+    server from the next.
     """
 
     xid: int = 0
     history: str | None = None
     value: Any = None
     is_start: bool = False
+    started: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """What a cursor store keeps."""
         if self.value is not None:
             return {"value": self.value}
         start = {"is_start": True} if self.is_start else {}
-        return {"xid": self.xid, "history": self.history, **start}
+        run = {} if self.started is None else {"started": self.started}
+        return {"xid": self.xid, "history": self.history, **run, **start}
 
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> "Position":
@@ -42,7 +45,12 @@ class Position(NamedTuple):
         xid = saved.get("xid")
         if not isinstance(xid, int) or isinstance(xid, bool):
             raise ValueError("it holds no position of a listener")  # noqa: TRY004
-        return cls(xid, saved.get("history"), is_start=saved.get("is_start") is True)
+        return cls(
+            xid,
+            saved.get("history"),
+            is_start=saved.get("is_start") is True,
+            started=saved.get("started"),
+        )
 
 
 class _Marker(NamedTuple):
@@ -149,6 +157,11 @@ class Follower:
             self._queue.append(_Marker(position))
         else:
             self.acked = position
+
+    def rewind(self, position: Position) -> None:
+        """Begin again a little earlier."""
+        self.since = position
+        self.ledger.rewound(0 if position.is_start else position.xid)
 
     def has_room(self, changes: int) -> bool:
         """Whether so many more fit, or none wait."""

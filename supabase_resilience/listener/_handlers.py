@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from typing import Any, Literal
 
 from supabase_resilience._checks import is_async
@@ -14,12 +15,13 @@ from supabase_resilience.listener._pacing import backoff
 from supabase_resilience.listener._settings import Settings
 from supabase_resilience.listener._stats import Counts
 
-__all__ = ["Runner"]
+__all__ = ["Runner", "handler_at_work"]
 
 Handler = Callable[[Change], Any]
 _BATCH = 100
 _FIRST_DELAY = 0.1
 _LONGEST_DELAY = 30.0
+_at_work: ContextVar["asyncio.Task[Any] | None"] = ContextVar("at_work", default=None)
 
 
 class Runner:
@@ -58,6 +60,7 @@ class Runner:
 
     async def run(self) -> None:
         """Handle changes until `stop()`; only what is no `Exception` of a handler gets out."""
+        _at_work.set(asyncio.current_task())
         try:
             while not self._is_stopping:
                 if batch := self.follower.next(_BATCH):
@@ -173,6 +176,11 @@ class Runner:
 
     def _count(self, numbers: dict[str, int]) -> None:
         numbers[self.follower.name] = numbers.get(self.follower.name, 0) + 1
+
+
+def handler_at_work() -> "asyncio.Task[Any] | None":
+    """The task whose handler calls this, be it on a thread; None for anybody else."""
+    return _at_work.get()
 
 
 def _check_done(result: Any) -> None:

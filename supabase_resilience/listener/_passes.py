@@ -17,7 +17,13 @@ from supabase_resilience.listener._follower import Follower, Position
 from supabase_resilience.listener._levels import Recovery
 from supabase_resilience.listener._log import LogShape
 from supabase_resilience.listener._reads import Plan, Wait, with_keys
-from supabase_resilience.listener._recovery import DOUBT, RowLedger, exceeds_share
+from supabase_resilience.listener._recovery import (
+    DOUBT,
+    LogLedger,
+    MARGIN,
+    RowLedger,
+    exceeds_share,
+)
 
 __all__ = ["MIGRATION", "Outcome", "Passes"]
 
@@ -37,10 +43,12 @@ class Outcome:
     """What a pass has found.
 
     `found` are the keys (in a change log: the entries) that were news to somebody, with versions.
+    Of the `silent` ones among them Realtime tells nothing, however well it is.
     `goes_on` when the positions must be kept before the next pass does the rest.
     """
 
     found: dict[Any, int | None] = field(default_factory=dict)
+    silent: set[Any] = field(default_factory=set)
     resyncs: list[tuple[str, str]] = field(default_factory=list)
     goes_on: bool = False
     held: list[tuple[str, int, int]] = field(default_factory=list)
@@ -95,9 +103,8 @@ class Passes:
             yield from self._tombstones(old, outcome)
         window = [(_XID, "lt", str(end))]
         order = [_XID, *self._shape.key]
-        known = [follower for follower in group if not follower.needs_rows]
-        if self._where and known:
-            yield from self._changed_keys(known, _XID, order, window)
+        if self._where and old:
+            yield from self._changed_keys(old, _XID, order, window)
         readers = [f for f in group if f.needs_rows] if self._where else group
         if readers:
             yield from self._rows(readers, group, order, window, outcome, position)
@@ -106,7 +113,7 @@ class Passes:
     def _horizon(self, group: list[Follower], outcome: Outcome) -> Plan[tuple[Position, int]]:
         found = yield Rpc(_HORIZON, self._about)
         self._check_migration(found)
-        position = Position(found["xmin"], found["history"])
+        position = Position(found["xmin"], found["history"], started=found.get("started"))
         for follower in group:
             if follower.starts_now:
                 follower.since = position
@@ -114,14 +121,22 @@ class Passes:
             if reason is not None:
                 outcome.resyncs.append((follower.name, reason))
                 follower.since = None
+            elif follower.since is not None and follower.since.started != position.started:
+                self._after_restart(follower, follower.since, position, found["xmax"])
         return position, found["xmax"]
+
+    def _after_restart(
+        self, follower: Follower, since: Position, position: Position, end: int
+    ) -> None:
+        xid = max(0, min(since.xid, end) - MARGIN)
+        follower.rewind(since._replace(xid=xid, started=position.started))
 
     def _begins(self, group: list[Follower], position: Position, outcome: Outcome) -> bool:
         """Note where those that begin do so, ahead of the first row: they may die amid the rows."""
         for follower in group:
-            if follower.since is None and follower.is_kept:
+            if follower.since is None:
                 follower.since = follower.acked = position._replace(is_start=True)
-                outcome.goes_on = True
+                outcome.goes_on = outcome.goes_on or follower.is_kept
         return outcome.goes_on
 
     def _check_migration(self, found: dict[str, Any]) -> None:
@@ -163,6 +178,8 @@ class Passes:
             keys = [key] if verdict == "DELETE" else []
         for key in keys:
             self._tell_gone(follower, key, outcome)
+        if row["key"] is None:
+            outcome.silent.update(keys)
 
     # --- rows -------------------------------------------------------------------------------------
 
@@ -180,7 +197,10 @@ class Passes:
         It goes on where it left, but not above the `horizon`, where more may come to light; without
         one where it began.
         """
-        where = [*self._where, *window, *_from(readers, order[0])]
+        # Who needs all rows has been told none of them, be there a position or not.
+        needs_all = any(follower.needs_rows for follower in readers)
+        begin = None if needs_all else _earliest(readers, order[0])
+        where = [*self._where, *window, *_from(begin, order[0])]
         # Who knows rows and is back at the beginning may have missed deletes.
         full = [f for f in readers if order[0] == _XID and f.needs_rows and len(f.ledger)]
         remote: set[Key] = set()
@@ -230,6 +250,8 @@ class Passes:
 
     def _tell_gone(self, follower: Follower, key: Key, outcome: Outcome) -> None:
         outcome.found[key] = None
+        if self._where:  # the old row may have passed, and Realtime knows of it only the key
+            outcome.silent.add(key)
         follower.tell(Seen("DELETE", key, {}, self._shape.key_row(key)), "DELETE")
 
     def _changed_keys(
@@ -240,7 +262,7 @@ class Passes:
         window: Sequence[Condition],
     ) -> Plan[None]:
         """With a filter: which rows have changed at all, for those that left it are news, too."""
-        where = [*window, *_from(group, column)]
+        where = [*window, *_from(_earliest(group, column), column)]
         extra = [] if self._shape.version is None else [self._shape.version]
         columns = list(dict.fromkeys([*order, *extra]))
         last: dict[str, Any] | None = None
@@ -262,6 +284,8 @@ class Passes:
             yield from self._key_diff(group, outcome)
         yield from self._resolve(group, outcome)
         for follower in group:
+            if follower.starts_now:
+                _row_ledger(follower).forget_gone()
             follower.mark(position)
 
     def _key_diff(self, group: list[Follower], outcome: Outcome) -> Plan[None]:
@@ -334,6 +358,7 @@ class Passes:
             return
         outcome.found[key] = None
         if left is not None:
+            outcome.silent.add(key)
             follower.tell(left, "LEAVE")
         else:
             self._tell_gone(follower, key, outcome)
@@ -404,33 +429,34 @@ class Passes:
             return
         beginners = [follower for follower in group if follower.needs_rows]
         if beginners:
-            yield from self._base(beginners, group)
-            for follower in beginners:
-                if follower in group:
-                    follower.since = follower.since or position
+            yield from self._base(beginners)
         if group:
             yield from self._entries(group, outcome)
         yield from self._entries_again(group, outcome)
         for follower in group:
             follower.mark(position)
 
-    def _base(self, beginners: list[Follower], group: list[Follower]) -> Plan[None]:
-        """The rows of the table itself, for those whose log does not reach back."""
+    def _base(self, beginners: list[Follower]) -> Plan[None]:
+        """The rows of the table itself, for those whose log does not reach back.
+
+        All entries follow again: of a row that was told before, the oldest are told after it.
+        """
         order = self._shape.key
         last: dict[str, Any] | None = None
-        while beginners:
-            rows = yield _page(order, last)
-            if not rows:
-                return
+        for follower in beginners:
+            cast("LogLedger", follower.ledger).forget()
+        while rows := (yield _page(order, last)):
             # To leave amid an order by key would mean to begin anew.
             for follower in beginners:
                 while not follower.has_room(len(rows)):
                     yield Wait(_UNTIL_ROOM)
             for seen in map(self._shape.read, rows):
                 for follower in beginners:
-                    if follower in group:
-                        follower.tell(seen, "INSERT")
+                    follower.tell(seen, "INSERT")
             last = rows[-1]
+        for follower in beginners:
+            if follower.since is not None:
+                follower.since = follower.since._replace(is_start=False)
 
     def _entries(self, group: list[Follower], outcome: Outcome) -> Plan[None]:
         since = min(follower.since.xid for follower in group if follower.since)
@@ -485,7 +511,7 @@ def _lost(since: Position | None, horizon: dict[str, Any]) -> str | None:
         return None
     if since.history is not None and since.history != horizon["history"]:
         return "the database has another history: it was restored or promoted"
-    if since.xid > horizon["xmax"]:
+    if since.xid > horizon["xmax"] + MARGIN:
         return "the database is behind the cursor: it was restored"
     if since.xid < horizon["floor"]:
         return "the cursor is older than what the migration's retention has kept"
@@ -515,9 +541,8 @@ def _page(
     return Select(columns, where=[*where, *further], any_of=any_of, order=order, limit=limit)
 
 
-def _from(followers: Iterable[Follower], column: str) -> list[Condition]:
-    """The condition for the rows that somebody has not been told yet."""
-    begin = _earliest(followers, column)
+def _from(begin: Any, column: str) -> list[Condition]:
+    """The condition for the rows from there on, None for all."""
     return [] if begin is None else [(column, "gte", str(begin))]
 
 
@@ -531,7 +556,7 @@ def _earliest(followers: Iterable[Follower], column: str) -> Any:
 
 def _start(follower: Follower, column: str) -> Any:
     since = follower.since
-    if since is None or since.is_start:
+    if since is None:
         return None
     return since.xid if column == _XID else since.value
 

@@ -71,6 +71,7 @@ class Recoverer:
         self._due = clock()
         self._repeat_at: float | None = None
         self._lost_at: float | None = None
+        self._watched = 0
         self._prune_at = clock() + _PRUNE_EVERY * random.random()  # noqa: S311
 
     def want(self, reason: str) -> None:
@@ -184,12 +185,20 @@ class Recoverer:
             self._tell(DeletesHeld(listener=name, handler=handler, missing=missing, known=known))
         if outcome.found:
             self._tell(GapRecovered(listener=name, changes=len(outcome.found), seconds=now - began))
-        if is_watched and outcome.found:
-            self._stream.unseen.update(outcome.found)
-            self._lost_at = self._lost_at or now + _LAG
-        if self._status.refusal is not None:
-            self._status.healed()
+        if is_watched and self._status.is_subscribed and epoch == self._status.epoch:
+            self._watch(outcome, epoch, now)
+        self._status.healed("catch_up")
         self._status.caught_up(epoch)
+
+    def _watch(self, outcome: Outcome, epoch: int, now: float) -> None:
+        """What was found on a healthy connection should come live, too."""
+        overdue = {key: at for key, at in outcome.found.items() if key not in outcome.silent}
+        if epoch != self._watched:  # what is waited for was interrupted, and that was told
+            self._watched, self._lost_at = epoch, None
+            self._stream.unseen.clear()
+        if overdue:
+            self._stream.unseen.update(overdue)
+            self._lost_at = self._lost_at or now + _LAG
 
     def _check_lost(self) -> None:
         """What was found on a healthy connection and has still not come live is lost."""
@@ -198,7 +207,7 @@ class Recoverer:
         self._lost_at = None
         lost = len(self._stream.unseen)
         self._stream.unseen.clear()
-        if lost and self._status.is_subscribed:
+        if lost and self._status.is_subscribed and self._watched == self._status.epoch:
             self._counts.lost += lost
             self._tell(ChangesLost(listener=self._settings.name, changes=lost))
             # The server's side may be dead with its heartbeats answered; a new one is not.
@@ -214,7 +223,7 @@ class Recoverer:
                 self._tell(CatchUpFailed(listener=name, reason=refusal.reason))
         else:
             wait = random.uniform(*_REFUSED_WAIT)  # noqa: S311
-            self._status.refused(refusal)
+            self._status.refused("catch_up", refusal)
         self._due = self._clock() + wait
 
 

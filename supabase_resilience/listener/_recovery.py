@@ -18,7 +18,16 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from supabase_resilience.listener._changes import Change, ChangeType, Key, Seen
 
-__all__ = ["DOUBT", "Ledger", "LiveLedger", "LogLedger", "RowLedger", "Verdict", "exceeds_share"]
+__all__ = [
+    "DOUBT",
+    "MARGIN",
+    "Ledger",
+    "LiveLedger",
+    "LogLedger",
+    "RowLedger",
+    "Verdict",
+    "exceeds_share",
+]
 
 Verdict = ChangeType | Literal["doubt"] | None
 DOUBT: Literal["doubt"] = "doubt"
@@ -27,6 +36,9 @@ DOUBT: Literal["doubt"] = "doubt"
 _NEVER = -1
 """A version below all others: known to the handler, in which state is not known."""
 _LIMIT = 100_000
+MARGIN = 10_000
+"""Transactions to go back after a restart of the server: after a crash it gives those xids anew
+that left no trace in its WAL, which it writes three times a second."""
 
 
 class _Mark(NamedTuple):
@@ -58,6 +70,9 @@ class Ledger(Protocol):
 
     def covered(self, xid: int) -> None:
         """A catch-up is complete: all transactions below `xid` are told."""
+
+    def rewound(self, xid: int) -> None:
+        """Transactions from `xid` on, at most `MARGIN` of the covered ones, may be others now."""
 
 
 class RowLedger:
@@ -190,6 +205,10 @@ class RowLedger:
         """The known keys that a complete list of all keys lacks."""
         return [key for key in self._known if key not in remote and key not in self._seen_meanwhile]
 
+    def forget_gone(self) -> None:
+        """The handler was told of no end yet."""
+        self._gone.clear()
+
     def learn(self, keys: Iterable[Key]) -> None:
         """Rows that the handler may know from elsewhere, so that their end is told."""
         for key in keys:
@@ -207,6 +226,10 @@ class RowLedger:
     def covered(self, xid: int) -> None:
         """A catch-up is complete: all transactions below `xid` are told."""
         self._covered = max(self._covered, xid)
+
+    def rewound(self, xid: int) -> None:
+        """Transactions from `xid` on may be others now."""
+        self._covered = xid
 
     def _version(self, seen: Seen) -> int:
         if self._is_versioned:
@@ -265,7 +288,16 @@ class LogLedger:
     def covered(self, xid: int) -> None:
         """A catch-up is complete: all transactions below `xid` are told."""
         self._covered = max(self._covered, xid)
-        self._told = {number: at for number, at in self._told.items() if at >= self._covered}
+        kept = self._covered - MARGIN
+        self._told = {number: at for number, at in self._told.items() if at >= kept}
+
+    def rewound(self, xid: int) -> None:
+        """Transactions from `xid` on may be others now; which entries were told is still known."""
+        self._covered = xid
+
+    def forget(self) -> None:
+        """All entries are to be told again."""
+        self._told.clear()
 
 
 class LiveLedger:
@@ -292,6 +324,9 @@ class LiveLedger:
         """They are lost."""
 
     def covered(self, xid: int) -> None:
+        """Nothing is read."""
+
+    def rewound(self, xid: int) -> None:
         """Nothing is read."""
 
 

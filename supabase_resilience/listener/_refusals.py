@@ -4,6 +4,7 @@ Whatever is not named here is taken for passing, and tried again. The texts are 
 2.129; a text that changes costs a remedy, never a retry.
 """
 
+import json
 import re
 from typing import Literal, NamedTuple
 
@@ -64,12 +65,28 @@ _RULES: tuple[tuple[str, Kind, str], ...] = (
 )
 
 
-def of_realtime(text: str, shape: Shape) -> Refusal:
+def of_realtime(answer: str, shape: Shape) -> Refusal:
     """What an error of a join, a channel or a subscription means."""
+    text = _words(answer)
+    if "schema: supabase_resilience, table: changes" in text:
+        command = migration_command(shape, "change_log")
+        remedy = (
+            f"use the secret key (role service_role), and run the SQL that this prints: {command}"
+        )
+        return Refusal("permanent", "Realtime does not tell of the change log", remedy)
     for pattern, kind, remedy in _RULES:
         if re.search(pattern, text):
             return Refusal(kind, text, remedy.format(table=f"{shape.schema}.{shape.table}"))
     return Refusal("passing", text)
+
+
+def _words(answer: str) -> str:
+    """The part for people; the rest is another one with each connection."""
+    try:
+        payload = json.loads(answer)
+        return str(payload.get("message") or payload.get("reason") or answer)
+    except (ValueError, AttributeError):
+        return answer
 
 
 def of_handshake(status: int | None, error: Exception) -> Refusal:

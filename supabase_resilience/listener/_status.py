@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from typing import Literal
 
 from supabase_resilience._clock import Clock
 from supabase_resilience.errors import ListenerError
@@ -10,7 +11,9 @@ from supabase_resilience.events import ListenerRefused as Refused
 from supabase_resilience.listener._refusals import Refusal
 from supabase_resilience.listener._stats import Counts, ListenerState
 
-__all__ = ["Status"]
+__all__ = ["Part", "Status"]
+
+Part = Literal["connection", "catch_up"]
 
 
 class Status:
@@ -25,7 +28,7 @@ class Status:
     ) -> None:
         self.epoch = 0
         self.is_subscribed = False
-        self.refusal: Refusal | None = None
+        self._refusals: dict[Part, Refusal] = {}
         self._name = name
         self._counts = counts
         self._tell = tell
@@ -35,6 +38,11 @@ class Status:
         self._was_told_lost = False
         self._since = clock()
         self._changed = asyncio.Event()
+
+    @property
+    def refusal(self) -> Refusal | None:
+        """What a person has to set right; of several the one that came first."""
+        return next(iter(self._refusals.values()), None)
 
     @property
     def state(self) -> ListenerState:
@@ -57,7 +65,7 @@ class Status:
         """It runs no more."""
         self._is_running = self.is_subscribed = self._is_caught_up = False
         self._was_told_lost = False
-        self.refusal = None
+        self._refusals.clear()
         self._notify()
 
     def subscribed(self) -> None:
@@ -86,17 +94,17 @@ class Status:
             self._tell(ListenerLost(listener=self._name, reason=refusal.reason))
         self._notify()
 
-    def refused(self, refusal: Refusal) -> None:
+    def refused(self, part: Part, refusal: Refusal) -> None:
         """What no waiting can heal; told once as long as it is the same."""
-        if self.refusal != refusal:
-            self.refusal = refusal
+        if self._refusals.get(part) != refusal:
+            self._refusals[part] = refusal
             self._tell(Refused(listener=self._name, reason=refusal.reason, remedy=refusal.remedy))
         self._notify()
 
-    def healed(self) -> None:
-        """What was refused works."""
-        self.refusal = None
-        self._notify()
+    def healed(self, part: Part) -> None:
+        """What was refused works; what the other part was refused may not."""
+        if self._refusals.pop(part, None) is not None:
+            self._notify()
 
     def caught_up(self, epoch: int) -> None:
         """A catch-up that began in `epoch` is complete."""

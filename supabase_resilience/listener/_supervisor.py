@@ -58,7 +58,7 @@ class Supervisor:
             if refusal.kind == "permanent" or (
                 refusal.kind == "token" and (not self._tokens.can_renew or pacing.deaths > 1)
             ):
-                self._status.refused(refusal)
+                self._status.refused("connection", refusal)
             self._status.lost(refusal)
             await asyncio.sleep(pacing.after(refusal, lived=lived))
 
@@ -83,7 +83,7 @@ class Supervisor:
     def _on_ready(self) -> None:
         first = not self._status.is_subscribed
         self._status.subscribed()
-        self._status.healed()
+        self._status.healed("connection")
         if not first:
             self._status.gap("Realtime has subscribed anew")
         self._want_catch_up("subscribed")

@@ -272,6 +272,10 @@ class RealtimeListener:
         try:
             loop.run_forever()
         finally:
+            left = asyncio.all_tasks(loop)  # timers of realtime-py
+            for task in left:
+                task.cancel()
+            loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
             loop.run_until_complete(loop.shutdown_asyncgens())
             loop.close()
 

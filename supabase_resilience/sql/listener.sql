@@ -311,7 +311,9 @@ begin
     'xmin', oldest,
     'xmax', newest,
     'now', clock_timestamp(),
-    'history', supabase_resilience.history(p_schema, p_table, f.generation));
+    'history', supabase_resilience.history(p_schema, p_table, f.generation),
+    -- A server that crashed may give the xids again that left no trace in its WAL.
+    'started', extract(epoch from pg_postmaster_start_time())::text);
 end $$;
 
 create or replace function supabase_resilience.key_columns(
