@@ -23,12 +23,12 @@ def play(scenario: str, *options: str) -> dict[str, str]:
 
 def test_everybody_holds_what_is_there_after_the_faults():
     """One fault of each kind: all copies of the tables are right, of the log nothing is missing."""
-    told = play("faults", "--seed", "4", "--ops", "500", "--faults", "14")
+    told = play("faults", "--seed", "4", "--ops", "400", "--faults", "14", "--interval", "1")
     found = {value for name, value in told.items() if name.endswith("wrong/missing/ghosts")}
     assert {RIGHT} == found
     expected = {
         "faults": "14",
-        "statements": "500",
+        "statements": "400",
         "the log is what the writers committed": "yes",
         "change_log: missing": "0",
         "change_log: told twice": "0",
@@ -56,12 +56,12 @@ def test_a_bad_handler_hurts_no_other():
 
 def test_a_server_that_turns_everybody_away_is_spared():
     """A handful of connects, where the bare client makes thousands."""
-    told = play("storm", "--turned-away", "4")
-    assert 0 < float(told["connects in 4 s"]) <= 4
+    told = play("storm", "--turned-away", "1.5")
+    assert 0 < float(told["connects in 1.5 s"]) <= 3
 
 
 def test_an_idle_listener_asks_little():
     """Each catch-up costs four requests at most, and there is one in each interval."""
-    told = play("idle", "--idle", "3", "--interval", "1")
+    told = play("idle", "--idle", "1.2", "--interval", "0.4")
     for level in ("versioned", "by_column", "change_log"):
         assert 0 < float(told[f"{level}: requests of a catch-up"]) <= 4

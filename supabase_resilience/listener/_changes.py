@@ -31,7 +31,8 @@ class Change:
     - `commit_timestamp`: ISO 8601, of the transaction; None for a row that was read.
     - `source`: `live`, or `catch_up` for what Realtime had not delivered and was read afterwards.
     - `version`: grows with every change of a row (`sync_ver`, or the position in the change log);
-      None without our migration.
+      None without our migration. A new primary key is told as a `DELETE` of the old one and an
+      `UPDATE` of the new one, of one version: who looks for repeats compares (version, key).
     - `raw`: the frame's payload as supabase-py hands it over, or the row that was read.
     """
 

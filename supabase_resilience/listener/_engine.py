@@ -186,7 +186,7 @@ class Engine:
             name,
             self._ledger(remembers_all=inline is not None),
             self._shape,
-            wants=None if self.settings.event == "*" else self.settings.event,
+            wants=None if inline or self.settings.event == "*" else self.settings.event,
             limit=self.settings.buffer_size,
             blocks=self.settings.overflow == "block",
             starts_now=inline is None and self.settings.start_from == "now",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from supabase_resilience.listener._changes import Change, ChangeType, Seen, Shape
-from supabase_resilience.listener._recovery import DOUBT, Ledger, LiveLedger, LogLedger
+from supabase_resilience.listener._recovery import DOUBT, Ledger, LiveLedger, LogLedger, Snapshot
 
 __all__ = ["Follower", "Position"]
 
@@ -18,6 +18,7 @@ __all__ = ["Follower", "Position"]
 class Position(NamedTuple):
     """A point up to which everything is told: a transaction of a history, or a column's value.
 
+    Of the transactions from `xid` to `xmax` all are told but those that were `running`.
     `is_start` when no row has been told yet, only deletes and changes after it will be: whoever
     died in its first reading then hears of what was deleted since. `started` tells one run of the
     server from the next.
@@ -28,6 +29,13 @@ class Position(NamedTuple):
     value: Any = None
     is_start: bool = False
     started: str | None = None
+    xmax: int = 0
+    running: Sequence[int] = ()
+
+    @property
+    def told(self) -> Snapshot:
+        """Which transactions are told."""
+        return Snapshot() if self.is_start else Snapshot(self.xid, self.xmax, self.running)
 
     def to_json(self) -> dict[str, Any]:
         """What a cursor store keeps."""
@@ -35,7 +43,8 @@ class Position(NamedTuple):
             return {"value": self.value}
         start = {"is_start": True} if self.is_start else {}
         run = {} if self.started is None else {"started": self.started}
-        return {"xid": self.xid, "history": self.history, **run, **start}
+        told = {"xmax": self.xmax, "running": list(self.running)} if self.xmax > self.xid else {}
+        return {"xid": self.xid, "history": self.history, **told, **run, **start}
 
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> "Position":
@@ -50,6 +59,8 @@ class Position(NamedTuple):
             saved.get("history"),
             is_start=saved.get("is_start") is True,
             started=saved.get("started"),
+            xmax=saved.get("xmax", 0),
+            running=tuple(saved.get("running", ())),
         )
 
 
@@ -109,7 +120,7 @@ class Follower:
         self.since = self.acked = position
         self.starts_now = False
         self.is_resumed = True
-        self.ledger.covered(0 if position.is_start else position.xid)
+        self.ledger.covered(position.told)
 
     # --- what comes in ----------------------------------------------------------------------------
 
@@ -152,16 +163,22 @@ class Follower:
         self.since = position
         self.starts_now = False
         self.is_resumed = True
-        self.ledger.covered(position.xid)
+        self.ledger.covered(position.told)
         if self._queue:
             self._queue.append(_Marker(position))
         else:
             self.acked = position
 
+    def begin_now(self, position: Position) -> None:
+        """Of one that `starts_now`: tell it all that `position` does not cover."""
+        if self.starts_now:
+            self.starts_now = False
+            self.ledger.covered(position.told)
+
     def rewind(self, position: Position) -> None:
         """Begin again a little earlier."""
         self.since = position
-        self.ledger.rewound(0 if position.is_start else position.xid)
+        self.ledger.rewound(position.told.xmin)
 
     def has_room(self, changes: int) -> bool:
         """Whether so many more fit, or none wait."""
@@ -197,10 +214,15 @@ class Follower:
         self._changes = 0
         if isinstance(self.ledger, LiveLedger):
             return
-        self.ledger.dropped([*lost, change], self.acked.xid if self.acked else 0)
+        self.ledger.dropped([*lost, change], self.acked.told if self.acked else Snapshot())
         self.fall_behind(self.acked)
 
     # --- what goes out ----------------------------------------------------------------------------
+
+    @property
+    def is_inline(self) -> bool:
+        """Whether it is a table in memory, which begins at the beginning and takes all at once."""
+        return self._inline is not None
 
     @property
     def needs_rows(self) -> bool:

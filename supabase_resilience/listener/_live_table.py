@@ -42,6 +42,8 @@ class LiveTable:
         self._listener = listener
         self._rows: dict[Key, Mapping[str, Any]] = {}
         self._versions: dict[Key, int] = {}
+        self._floor = 0
+        self._is_log = listener._engine.settings.is_log  # noqa: SLF001 - made for each other
         self._view = _Rows(self._rows)
         self._feeds: list[_Feed] = []
         listener._add_table(name, self._apply)  # noqa: SLF001 - they are made for each other
@@ -67,7 +69,7 @@ class LiveTable:
 
     def _apply(self, change: Change) -> None:
         if change.type == "TRUNCATE":
-            self._rows.clear()
+            self._truncate(change.version)
         elif self._is_older(change):
             return
         elif change.type in {"INSERT", "UPDATE"}:
@@ -77,12 +79,23 @@ class LiveTable:
         for feed in list(self._feeds):
             feed.put(change)
 
+    def _truncate(self, version: int | None) -> None:
+        """All rows are gone but those that came later; without a version all begins anew."""
+        if version is None:
+            self._rows.clear()
+            self._versions.clear()
+            self._floor = 0
+            return
+        self._floor = max(self._floor, version)
+        for key in [key for key in self._rows if self._versions.get(key, 0) < version]:
+            del self._rows[key]
+
     def _is_older(self, change: Change) -> bool:
         """In a change log, what was lost is found after what came later."""
         version = change.version
-        if version is None:
+        if version is None or not self._is_log:
             return False
-        if version < self._versions.get(change.key, version):
+        if version < max(self._floor, self._versions.get(change.key, version)):
             return True
         if change.key not in self._rows:
             self._versions.pop(change.key, None)  # so that the oldest come first

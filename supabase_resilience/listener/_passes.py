@@ -19,8 +19,8 @@ from supabase_resilience.listener._log import LogShape
 from supabase_resilience.listener._reads import Plan, Wait, with_keys
 from supabase_resilience.listener._recovery import (
     DOUBT,
-    LogLedger,
     MARGIN,
+    LogLedger,
     RowLedger,
     exceeds_share,
 )
@@ -72,9 +72,14 @@ class Passes:
         self._newest: tuple[float, Any] | None = None
         self._about = {"p_schema": shape.schema, "p_table": shape.table}
 
-    def run(self, followers: Iterable[Follower], now: float) -> Plan[Outcome]:
-        """Bring these up to date; `now` is a monotonic time."""
-        group, outcome = list(followers), Outcome()
+    def run(
+        self, followers: Iterable[Follower], now: float, outcome: Outcome | None = None
+    ) -> Plan[Outcome]:
+        """Bring these up to date; `now` is a monotonic time.
+
+        `outcome` is where to note what was found, also when the pass fails later.
+        """
+        group, outcome = list(followers), outcome or Outcome()
         if self._recovery.level == "by_column":
             yield from self._by_column(group, outcome, now)
         elif self._recovery.level == "versioned":
@@ -107,20 +112,28 @@ class Passes:
             yield from self._changed_keys(old, _XID, order, window)
         readers = [f for f in group if f.needs_rows] if self._where else group
         if readers:
-            yield from self._rows(readers, group, order, window, outcome, position)
+            yield from self._rows(readers, group, order, window, outcome=outcome, horizon=position)
         yield from self._finish(group, outcome, position)
 
     def _horizon(self, group: list[Follower], outcome: Outcome) -> Plan[tuple[Position, int]]:
         found = yield Rpc(_HORIZON, self._about)
         self._check_migration(found)
-        position = Position(found["xmin"], found["history"], started=found.get("started"))
+        position = Position(
+            found["xmin"],
+            found["history"],
+            started=found.get("started"),
+            xmax=found["xmax"] if "xip" in found else 0,
+            running=tuple(found.get("xip", ())),
+        )
         for follower in group:
             if follower.starts_now:
-                follower.since = position
+                follower.since = follower.acked = position
             reason = _lost(follower.since, found)
             if reason is not None:
                 outcome.resyncs.append((follower.name, reason))
                 follower.since = None
+                if self._log is None:
+                    _row_ledger(follower).restored()
             elif follower.since is not None and follower.since.started != position.started:
                 self._after_restart(follower, follower.since, position, found["xmax"])
         return position, found["xmax"]
@@ -129,7 +142,7 @@ class Passes:
         self, follower: Follower, since: Position, position: Position, end: int
     ) -> None:
         xid = max(0, min(since.xid, end) - MARGIN)
-        follower.rewind(since._replace(xid=xid, started=position.started))
+        follower.rewind(since._replace(xid=xid, xmax=0, started=position.started))
 
     def _begins(self, group: list[Follower], position: Position, outcome: Outcome) -> bool:
         """Note where those that begin do so, ahead of the first row: they may die amid the rows."""
@@ -189,6 +202,7 @@ class Passes:
         group: list[Follower],
         order: Sequence[str],
         window: Sequence[Condition],
+        *,
         outcome: Outcome,
         horizon: Position | None,
     ) -> Plan[None]:
@@ -218,7 +232,8 @@ class Passes:
                 if full:
                     remote.add(seen.key)
                 for follower in readers:
-                    self._offer(follower, seen, outcome)
+                    if not _was_told(follower, row, order[0]):
+                        self._offer(follower, seen, outcome)
             last = rows[-1]
         for follower in full:
             if follower in readers:
@@ -299,9 +314,10 @@ class Passes:
             remote.update(map(self._shape.key_of, rows))
             last = rows[-1]
         for follower in group:
-            if not follower.knows_keys:
+            if follower.starts_now or not follower.knows_keys:
                 follower.knows_keys = True
-                _row_ledger(follower).learn(remote)
+                if not follower.needs_rows:  # who does has just been told of them
+                    _row_ledger(follower).learn(remote)
             self._suspect(follower, remote, outcome, max_share=self._recovery.max_delete_share)
         if any(follower.doubts for follower in group):
             yield Wait(_UNTIL_CONFIRMED)
@@ -385,17 +401,19 @@ class Passes:
         if any(follower.since is None for follower in readers):
             beginners = [f for f in readers if f.since is None]
             nulls = [(column, "is", "null")]
-            yield from self._rows(beginners, group, self._shape.key, nulls, outcome, None)
+            yield from self._rows(
+                beginners, group, self._shape.key, nulls, outcome=outcome, horizon=None
+            )
             readers = [f for f in readers if f in group]
         if readers and value is not None:
             not_null = [(column, "not.is", "null")]
-            yield from self._rows(readers, group, order, not_null, outcome, settled)
+            yield from self._rows(readers, group, order, not_null, outcome=outcome, horizon=settled)
         yield from self._finish(group, outcome, settled)
 
     def _begin_now(self, group: list[Follower], newest: Any) -> None:
         for follower in group:
             if follower.starts_now:
-                follower.since = Position(value=self._less_overlap(newest))
+                follower.since = follower.acked = Position(value=self._less_overlap(newest))
 
     def _settled(self, newest: Any, now: float) -> Position:
         """Up to where no writing transaction of at most `overlap` can still hide anything."""
@@ -427,6 +445,8 @@ class Passes:
         position, _ = yield from self._horizon(group, outcome)
         if self._begins(group, position, outcome):
             return
+        for follower in group:
+            follower.begin_now(position)
         beginners = [follower for follower in group if follower.needs_rows]
         if beginners:
             yield from self._base(beginners)
@@ -443,8 +463,7 @@ class Passes:
         """
         order = self._shape.key
         last: dict[str, Any] | None = None
-        for follower in beginners:
-            cast("LogLedger", follower.ledger).forget()
+        self._begin_log(beginners)
         while rows := (yield _page(order, last)):
             # To leave amid an order by key would mean to begin anew.
             for follower in beginners:
@@ -457,6 +476,14 @@ class Passes:
         for follower in beginners:
             if follower.since is not None:
                 follower.since = follower.since._replace(is_start=False)
+
+    def _begin_log(self, beginners: list[Follower]) -> None:
+        for follower in beginners:
+            if follower.is_inline and follower.delivered:  # its rows may be of another history
+                follower.tell(Seen("TRUNCATE", None, {}, {}), "TRUNCATE")
+            if follower.since is not None:
+                told = follower.since._replace(is_start=False).told
+                cast("LogLedger", follower.ledger).begin(told)
 
     def _entries(self, group: list[Follower], outcome: Outcome) -> Plan[None]:
         since = min(follower.since.xid for follower in group if follower.since)
@@ -561,12 +588,20 @@ def _start(follower: Follower, column: str) -> Any:
     return since.xid if column == _XID else since.value
 
 
+def _was_told(follower: Follower, row: dict[str, Any], column: str) -> bool:
+    """Whether the row is read only for others in the group, who are not as far."""
+    if follower.needs_rows or row[column] is None:
+        return False
+    start = _start(follower, column)
+    return start is not None and _later(start, row[column])
+
+
 def _lower(column: str, last: dict[str, Any], horizon: Position | None) -> Position | None:
     """The position of a row, or the horizon where that is lower."""
     if horizon is None:
         return None
     if column == _XID:
-        return horizon._replace(xid=min(last[column], horizon.xid))
+        return horizon._replace(xid=min(last[column], horizon.xid), xmax=0)
     return horizon if _later(last[column], horizon.value) else Position(value=last[column])
 
 

@@ -35,7 +35,9 @@ class Positions:
         """Read them; raises `ListenerError` for a cursor of something else."""
         found = await _call(self._store.load)
         if found is not None:
-            self._saved = dict(self._handlers_in(found))
+            saved = self._handlers_in(found)
+            self._check(saved)
+            self._saved = dict(saved)
         self.is_loaded = True
 
     def of(self, name: str) -> Position | None:
@@ -72,6 +74,16 @@ class Positions:
             )
         handlers: Mapping[str, Any] = found["handlers"]
         return handlers
+
+    def _check(self, saved: Mapping[str, Any]) -> None:
+        for name, position in saved.items():
+            try:
+                Position.from_json(position)
+            except ValueError as error:
+                raise ListenerError(
+                    f"the cursor of {self._name} is damaged at {name!r}: {error}. Restore it, or "
+                    "delete it to begin anew"
+                ) from error
 
 
 async def _call(method: Callable[..., Any], *arguments: Any) -> Any:

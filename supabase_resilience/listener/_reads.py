@@ -53,7 +53,7 @@ def _condition(part: str, whole: str) -> Condition:
     operator, dot, value = rest.partition(".")
     if operator == "not":
         negated, dot, value = value.partition(".")
-        operator = f"not.{negated}"
+        operator = f"not.{negated}" if negated else ""
     if not (column and equals and operator and dot):
         raise ValueError(
             f"filter must be like 'column=operator.value', AND written as a comma, got {whole!r}"

@@ -143,8 +143,9 @@ class Recoverer:
         for follower in group:
             follower.is_behind = False
         self._stream.hold()
+        outcome = Outcome()
         try:
-            outcome = await carry_out(self._passes.run(group, began), self._reader)
+            await carry_out(self._passes.run(group, began, outcome), self._reader)
             if outcome.goes_on:
                 _set_back(behind)
         except Exception as error:  # noqa: BLE001 - whatever it is, the next try may do
@@ -153,6 +154,7 @@ class Recoverer:
             return
         finally:
             self._stream.release()
+            self._tell_resyncs(outcome)
         # Ahead of telling that it is ready: what comes after that must not be lost by a crash.
         await self._done()
         if outcome.goes_on:
@@ -178,9 +180,6 @@ class Recoverer:
         self._counts.catch_ups += 1
         self._counts.last_catch_up = now
         self._counts.caught_up += len(outcome.found)
-        self._counts.resyncs += len(outcome.resyncs)
-        for handler, reason in outcome.resyncs:
-            self._tell(Resync(listener=name, handler=handler, reason=reason))
         for handler, missing, known in outcome.held:
             self._tell(DeletesHeld(listener=name, handler=handler, missing=missing, known=known))
         if outcome.found:
@@ -189,6 +188,11 @@ class Recoverer:
             self._watch(outcome, epoch, now)
         self._status.healed("catch_up")
         self._status.caught_up(epoch)
+
+    def _tell_resyncs(self, outcome: Outcome) -> None:
+        self._counts.resyncs += len(outcome.resyncs)
+        for handler, reason in outcome.resyncs:
+            self._tell(Resync(listener=self._settings.name, handler=handler, reason=reason))
 
     def _watch(self, outcome: Outcome, epoch: int, now: float) -> None:
         """What was found on a healthy connection should come live, too."""

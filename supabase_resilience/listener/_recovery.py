@@ -13,7 +13,7 @@ out:
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 from supabase_resilience.listener._changes import Change, ChangeType, Key, Seen
@@ -41,6 +41,18 @@ MARGIN = 10_000
 that left no trace in its WAL, which it writes three times a second."""
 
 
+class Snapshot(NamedTuple):
+    """Which transactions had ended: all below `xmin`, and below `xmax` all but those `running`."""
+
+    xmin: int = 0
+    xmax: int = 0
+    running: Sequence[int] = ()
+
+    def has(self, xid: int) -> bool:
+        """Whether it had ended."""
+        return xid < self.xmin or (xid < self.xmax and xid not in self.running)
+
+
 class _Mark(NamedTuple):
     """What the handler was told last of a key; `is_read` when that came from a read."""
 
@@ -65,11 +77,11 @@ class Ledger(Protocol):
     def row(self, seen: Seen) -> Verdict:
         """What a row means that was read."""
 
-    def dropped(self, told: Iterable[Change], covered: int) -> None:
+    def dropped(self, told: Iterable[Change], covered: Snapshot) -> None:
         """These were told but never reached the handler, which is back at `covered`."""
 
-    def covered(self, xid: int) -> None:
-        """A catch-up is complete: all transactions below `xid` are told."""
+    def covered(self, told: Snapshot) -> None:
+        """A catch-up is complete: all transactions that `told` has are told."""
 
     def rewound(self, xid: int) -> None:
         """Transactions from `xid` on, at most `MARGIN` of the covered ones, may be others now."""
@@ -216,20 +228,26 @@ class RowLedger:
 
     # --- bookkeeping ------------------------------------------------------------------------------
 
-    def dropped(self, told: Iterable[Change], covered: int) -> None:
+    def dropped(self, told: Iterable[Change], covered: Snapshot) -> None:
         """These were told but never reached the handler, so they are news when found again."""
-        self._covered = covered
+        self._covered = covered.xmin
         for change in told:
             self._gone.pop(change.key, None)
             self._known[change.key] = _Mark(_NEVER, is_read=False)
 
-    def covered(self, xid: int) -> None:
-        """A catch-up is complete: all transactions below `xid` are told."""
-        self._covered = max(self._covered, xid)
+    def covered(self, told: Snapshot) -> None:
+        """A catch-up is complete: all transactions that `told` has are told."""
+        self._covered = max(self._covered, told.xmin)
 
     def rewound(self, xid: int) -> None:
         """Transactions from `xid` on may be others now."""
         self._covered = xid
+
+    def restored(self) -> None:
+        """The database has another history, whose versions say nothing of those before."""
+        self._covered = 0
+        self._gone.clear()
+        self._known = OrderedDict.fromkeys(self._known, _Mark(_NEVER, is_read=True))
 
     def _version(self, seen: Seen) -> int:
         if self._is_versioned:
@@ -256,7 +274,7 @@ class LogLedger:
 
     def __init__(self) -> None:
         self._told: dict[int, int] = {}
-        self._covered = 0
+        self._covered = Snapshot()
 
     def __len__(self) -> int:
         return len(self._told)
@@ -274,29 +292,35 @@ class LogLedger:
     def row(self, seen: Seen) -> Verdict:
         """What an entry means that was read."""
         number, xid = seen.version or 0, seen.xid or 0
-        if xid < self._covered or number in self._told:
+        if self._covered.has(xid) or number in self._told:
             return None
         self._told[number] = xid
         return seen.type
 
-    def dropped(self, told: Iterable[Change], covered: int) -> None:
+    def dropped(self, told: Iterable[Change], covered: Snapshot) -> None:
         """These were told but never reached the handler, so they are news when found again."""
         self._covered = covered
         for change in told:
             self._told.pop(change.version or 0, None)
 
-    def covered(self, xid: int) -> None:
-        """A catch-up is complete: all transactions below `xid` are told."""
-        self._covered = max(self._covered, xid)
-        kept = self._covered - MARGIN
+    def covered(self, told: Snapshot) -> None:
+        """A catch-up is complete: all transactions that `told` has are told."""
+        if told.xmin >= self._covered.xmin:
+            self._covered = told
+        kept = self._covered.xmin - MARGIN
         self._told = {number: at for number, at in self._told.items() if at >= kept}
 
     def rewound(self, xid: int) -> None:
         """Transactions from `xid` on may be others now; which entries were told is still known."""
-        self._covered = xid
+        self._covered = Snapshot(xid)
 
-    def forget(self) -> None:
-        """All entries are to be told again."""
+    def begin(self, told: Snapshot) -> None:
+        """Rows tell what these transactions did; all other entries are to be told after them.
+
+        In the order of entries a later one of a row can have a lower xid, so of two that are in the
+        row already neither may follow.
+        """
+        self._covered = told
         self._told.clear()
 
 
@@ -320,10 +344,10 @@ class LiveLedger:
         """Nothing is read."""
         return seen.type
 
-    def dropped(self, told: Iterable[Change], covered: int) -> None:
+    def dropped(self, told: Iterable[Change], covered: Snapshot) -> None:
         """They are lost."""
 
-    def covered(self, xid: int) -> None:
+    def covered(self, told: Snapshot) -> None:
         """Nothing is read."""
 
     def rewound(self, xid: int) -> None:

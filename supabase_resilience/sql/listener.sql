@@ -310,6 +310,9 @@ begin
     'floor', least(coalesce(f.floor, 0), oldest),
     'xmin', oldest,
     'xmax', newest,
+    -- Those in between that have not ended.
+    'xip', coalesce((
+      select jsonb_agg(x::text::bigint) from pg_snapshot_xip(pg_current_snapshot()) x), '[]'),
     'now', clock_timestamp(),
     'history', supabase_resilience.history(p_schema, p_table, f.generation),
     -- A server that crashed may give the xids again that left no trace in its WAL.

@@ -28,6 +28,7 @@ __all__ = ["RangePass", "Way"]
 _TIMEOUTS = {"57014", "PGRST003"}
 _ROUNDS = 3
 _FIXES_AT_ONCE = 10
+_LINGER = 1.0
 _BROKEN = Judgment("broken")
 
 
@@ -81,7 +82,6 @@ class RangePass:
         self._places: dict[int, dict[str, Any] | None] = {}
         self._place = 0
         self._scanned = last
-        self._is_scanning = False
 
     def run(self) -> Plan[None]:
         """Check every row of the range."""
@@ -98,7 +98,6 @@ class RangePass:
     def _scan(self, pushed: Rule | None, rules: Sequence[Rule]) -> Plan[None]:
         """Page through the rows, or through those that violate `pushed`."""
         size = PageSize(self._way.page_size)
-        self._is_scanning = True
         page = yield from self._first_page(pushed, size, rules)
         while page.rows:
             asked = size.size
@@ -113,7 +112,6 @@ class RangePass:
             if pushed is None:
                 self._note_place()
             page = yield from self._next_page(pushed, size, ticket, asked)
-        self._is_scanning = False
         yield from self._settle(everything=True)
 
     def _enter_page(self) -> None:
@@ -197,9 +195,9 @@ class RangePass:
     def _settle(self, *, everything: bool) -> Plan[None]:
         """Look again at the flags that are due; with `everything` wait for all of them."""
         while self._flags:
-            wait = self._flags[0].due - self._clock()
-            if not everything and (wait > 0 or not self._is_sample_enough()):
+            if not everything and not self._is_worth_a_look():
                 return
+            wait = self._flags[0].due - self._clock()
             if wait > 0:
                 yield Wait(wait)
                 continue
@@ -209,8 +207,13 @@ class RangePass:
                 due.append(self._flags.popleft())
             yield from self._confirm(due)
 
-    def _is_sample_enough(self) -> bool:
-        return not self._is_scanning or self._tally.is_sample_enough()
+    def _is_worth_a_look(self) -> bool:
+        """Whether many flags are due, or one for long: a read for each would double the reads."""
+        if not self._tally.is_sample_enough():
+            return False
+        now = self._clock()
+        many = len(self._flags) >= KEYS_PER_READ and self._flags[KEYS_PER_READ - 1].due <= now
+        return many or self._flags[0].due + _LINGER <= now
 
     def _confirm(self, flags: list[_Flag]) -> Plan[None]:
         """Read the rows again: fix what is unchanged and still broken."""

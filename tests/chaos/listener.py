@@ -64,7 +64,7 @@ def handlers(given: argparse.Namespace, _: int) -> list[Line]:
 def calm(given: argparse.Namespace) -> listener_calm.Plan:
     return listener_calm.Plan(
         turned_away=given.turned_away,
-        bare=min(given.turned_away, 5.0),
+        bare=min(given.turned_away / 10, 5.0),
         idle=given.idle,
         catch_up_interval=given.interval or 60.0,
         patience=given.patience,

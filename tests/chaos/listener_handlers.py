@@ -22,6 +22,7 @@ from supabase_resilience.listener import (
 from supabase_resilience.local import LocalSupabase
 
 _ROUND = 100
+_PING = 0.5  # seconds
 _INSERT = """
 insert into items (id, n, amount, data, at, note)
 select n, 1, 1, '', now(), '' from generate_series(1, %s) n
@@ -46,40 +47,40 @@ def raises(change: Change) -> None:
 
 
 def run(plan: Plan) -> list[Line]:
-    return [*_sync(plan), *_async(plan)]
+    with world() as local:
+        return [*_sync(plan, local), *_async(plan, local)]
 
 
 def _options(plan: Plan) -> dict[str, Any]:
     return {
         "recovery": Recovery.versioned(),
         "buffer_size": plan.buffer,
-        "ping_interval": 1.0,
+        "ping_interval": _PING,
         "on_event": lambda _: None,
     }
 
 
-def _sync(plan: Plan) -> list[Line]:
-    with world() as local:
-        copy = Copy()
-        client = create_client(local.url, local.secret_key)
-        listener = RealtimeListener(client, "items", **_options(plan))
-        listener.on_change("raises", raises)
-        listener.on_change("sleeps", lambda _: threading.Event().wait(plan.sleeps))
-        listener.on_change("good", copy)
-        listener.start()
-        listener.ready(plan.patience)
-        lines = _judge("sync", plan, local, copy, listener.get_stats)
-        return [*lines, info("sync: stopped in time", listener.stop(timeout=1.0))]
+def _sync(plan: Plan, local: LocalSupabase) -> list[Line]:
+    copy = Copy()
+    client = create_client(local.url, local.secret_key)
+    listener = RealtimeListener(client, "items", **_options(plan))
+    listener.on_change("raises", raises)
+    listener.on_change("sleeps", lambda _: threading.Event().wait(plan.sleeps))
+    listener.on_change("good", copy)
+    listener.start()
+    listener.ready(plan.patience)
+    lines = _judge("sync", plan, local, copy, listener.get_stats)
+    listener.stop(timeout=0.0)
+    return lines
 
 
-def _async(plan: Plan) -> list[Line]:
-    with world() as local:
-        copy, loop = Copy(), Loop()
-        listener = loop.run(_start(plan, local, copy))
-        lines = _judge("async", plan, local, copy, listener.get_stats)
-        stopped = loop.run(listener.stop(timeout=1.0))
-        loop.close()
-        return [*lines, info("async: stopped in time", stopped)]
+def _async(plan: Plan, local: LocalSupabase) -> list[Line]:
+    copy, loop = Copy(), Loop()
+    listener = loop.run(_start(plan, local, copy))
+    lines = _judge("async", plan, local, copy, listener.get_stats)
+    loop.run(listener.stop(timeout=0.0))
+    loop.close()
+    return lines
 
 
 async def _start(plan: Plan, local: LocalSupabase, copy: Copy) -> AsyncRealtimeListener:
@@ -106,7 +107,7 @@ def _judge(
                 connection.execute(query.encode(), given)
             _wait_until(lambda table=table: len(copy.rows) == table, plan.patience)
     # Long enough for the pings to tell whether the socket still lives.
-    threading.Event().wait(3.0)
+    threading.Event().wait(3 * _PING)
     told = stats()
     good, bad = told.handlers["good"], told.handlers["raises"]
     return [

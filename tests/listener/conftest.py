@@ -24,8 +24,8 @@ def local() -> Iterator[LocalSupabase]:
         yield stack
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing here is worth a wait that only spares a server."""
     monkeypatch.setattr(_pacing, "_FIRST", 0.05)
     monkeypatch.setattr(_recoverer, "_LEAST_PAUSE", 0.02)
@@ -39,7 +39,7 @@ def world(request) -> World:
 
 
 @pytest.fixture
-def bench(world, local, caplog) -> Iterator[Bench]:
+def bench(world, local, quick, caplog) -> Iterator[Bench]:
     """Tables and listeners of this test's own; no fault outlives it, and no part has failed."""
     made = Bench(world, local)
     yield made

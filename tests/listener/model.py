@@ -1,4 +1,4 @@
-"""A listener without a socket or a clock: the real decisions, against a model of what surrounds them.
+"""A listener without a socket or a clock: the real decisions, in a model of what surrounds them.
 
 `History` makes one random history of writes, late and lost changes, catch-ups that are interleaved
 with both, slow handlers and restarts; at its end what the handlers were told must add up to the
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, Literal, cast
 
-from supabase_resilience.listener._changes import Change, Seen, Shape
+from supabase_resilience.listener._changes import Change, Shape
 from supabase_resilience.listener._follower import Follower, Position
 from supabase_resilience.listener._levels import Recovery
 from supabase_resilience.listener._log import LogShape
@@ -56,7 +56,7 @@ class Case:
     overflow: Literal["recover", "block"] = "recover"
     buffer_size: int = 1000
     followers: int = 1
-    steps: int = 150
+    steps: int = 200
     ledger: Callable[[], Ledger] | None = None
     stream: type[Stream] = Stream
     passes: type[Passes] = Passes
@@ -112,6 +112,7 @@ class Consumer:
         self._newest: dict[Any, int] = {}
         self.saved: dict[str, Any] | None = None
         self.is_started = False
+        self.ready_at: int | None = None  # after how many entries of the log
 
     def handle(self, change: Change) -> None:
         if change.version is not None:
@@ -147,6 +148,7 @@ class History:
         self.on_the_way: deque[Row] = deque()
         self.pass_: _Pass | None = None
         self.wants_pass = True
+        self.may_repeat = case.restarts or case.buffer_size < 1000
         self.pace = self.random.choice([0.1, 0.5, 1.0])
         for _ in range(self.random.randrange(40)):
             self.database.work()
@@ -296,6 +298,11 @@ class History:
         """Begin a catch-up, or go one half of a read further: the answer is not made when asked."""
         if self.pass_ is None:
             self._begin()
+        elif self.case.is_lossy and self.random.random() < 0.02:
+            self.pass_.fail()
+            self.may_repeat = True
+            self.pass_ = None
+            self._want()
         elif self.pass_.step(self.database, self.case.level):
             self._ended(self.pass_)
         self.is_subscribed = self.is_subscribed or self.random.random() < 0.1
@@ -327,6 +334,8 @@ class History:
 
     def _is_ready(self, follower: Follower, consumer: Consumer) -> None:
         """What a user does once `ready()` has returned."""
+        if consumer.ready_at is None:
+            consumer.ready_at = len(self.database.entries)
         if self.case.start_from == "now" and not consumer.is_started:
             consumer.rows = self._table()
         elif self.case.start_from == "beginning" and not self.case.key_diff:
@@ -378,12 +387,11 @@ class History:
         return wrong
 
     def _wrong_numbers(self, when: str, consumer: Consumer) -> list[str]:
-        told, all_ = consumer.numbers, [entry["seq"] for entry in self.database.entries]
-        begin = min(told, default=0) if self.case.start_from == "now" else 0
-        del begin
-        repeats = len(told) - len(set(told))
-        may_repeat = self.case.restarts or self.case.buffer_size < 1000
-        return [] if may_repeat or not repeats else [f"{when}: {repeats} of {len(all_)} twice"]
+        """Every entry of the log once, from `ready()` on."""
+        told = set(consumer.numbers)
+        due = {entry["seq"] for entry in self.database.entries[consumer.ready_at :]}
+        repeats = 0 if self.may_repeat else len(consumer.numbers) - len(told)
+        return [f"{when}: {len(due - told)} missing, {repeats} twice"] * bool(due - told or repeats)
 
 
 class _Pass:
@@ -416,11 +424,20 @@ class _Pass:
         except StopIteration as end:
             self.goes_on = end.value.goes_on
             if self.goes_on:
-                for follower in self._behind:
-                    follower.is_behind = True
+                self._set_back()
             self._stream.release()
             return True
         return False
+
+    def fail(self) -> None:
+        """A read has failed."""
+        self._plan.close()
+        self._set_back()
+        self._stream.release()
+
+    def _set_back(self) -> None:
+        for follower in self._behind:
+            follower.is_behind = True
 
 
 def _shape_of(case: Case) -> Shape:

@@ -23,8 +23,10 @@ COLUMNS = [
     {"name": "sync_ver", "type": "int8"},
     {"name": "sync_xid", "type": "int8"},
 ]
-LOG_COLUMNS = [{"name": name, "type": "text"} for name in "seq xid schema_name table_name".split()]
-LOG_COLUMNS += [{"name": name, "type": "jsonb"} for name in "op key new old at".split()]
+LOG_COLUMNS = [
+    {"name": name, "type": "text"} for name in ["seq", "xid", "schema_name", "table_name"]
+]
+LOG_COLUMNS += [{"name": name, "type": "jsonb"} for name in ["op", "key", "new", "old", "at"]]
 LONGEST = 8.0  # seconds, of a transaction
 _BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 _KEYS = 12
@@ -166,6 +168,7 @@ class Database:
             "xmin": min([self._ended, *(each.xid for each in self._open)]),
             "xmax": self._ended,
             "history": "one",
+            "xip": [each.xid for each in self._open if each.xid < self._ended],
         }
 
     def _select(self, read: Select) -> list[Row]:

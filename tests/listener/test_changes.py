@@ -16,7 +16,7 @@ TWO = Shape("public", "lines", ["order", "line"])
 
 def frame(kind: Any = "UPDATE", **data: Any) -> dict[str, Any]:
     record = data.get("record", {})
-    columns = data.pop("columns", [{"name": name, "type": "int8"} for name in record])
+    columns = data.pop("columns", [{"name": name, "type": "int8"} for name in record or ()])
     return {
         "data": {
             "type": kind,
@@ -39,7 +39,7 @@ def columns(**types: str) -> list[dict[str, str]]:
 KEYS: list[tuple[Shape, dict[str, Any], Any]] = [
     (ONE, {"id": 7}, 7),
     (ONE, {"id": 2**63 - 1}, 2**63 - 1),
-    (ONE, {"id": "a,b.(c):d \"e\""}, "a,b.(c):d \"e\""),
+    (ONE, {"id": 'a,b.(c):d "e"'}, 'a,b.(c):d "e"'),
     (ONE, {"id": "0b3c1f0e-3c5a-4d0b-8f2e-0d8a4f0a1b2c"}, "0b3c1f0e-3c5a-4d0b-8f2e-0d8a4f0a1b2c"),
     (ONE, {"id": ["a", ["b"]]}, ("a", ("b",))),
     (ONE, {"id": {"a": 1}}, "{'a': 1}"),
@@ -113,12 +113,18 @@ def test_frame_without_key():
 
 PARTIAL: list[tuple[str, Shape, dict[str, Any]]] = [
     ("over 1 MiB", PLAIN, frame(record={"id": 7}, errors=["Error 413: Payload Too Large"])),
-    ("large values that did not change", PLAIN, frame(record={"id": 7}, columns=columns(id="int8", big="text"))),
+    (
+        "large values that did not change",
+        PLAIN,
+        frame(record={"id": 7}, columns=columns(id="int8", big="text")),
+    ),
     ("a version that was cut", ONE, frame(record={"id": 7, "sync_ver": None})),
 ]
 
 
-@pytest.mark.parametrize(("shape", "payload"), [case[1:] for case in PARTIAL], ids=[case[0] for case in PARTIAL])
+@pytest.mark.parametrize(
+    ("shape", "payload"), [case[1:] for case in PARTIAL], ids=[case[0] for case in PARTIAL]
+)
 def test_partial_frame(shape, payload):
     """Of a frame that lacks values only the key is believed."""
     seen = shape.live(payload)
@@ -154,7 +160,12 @@ def test_change():
     """A handler is told all that is known."""
     payload = frame(record={"id": 7, "sync_ver": 3, "sync_xid": 100}, old_record={"id": 7})
     change = ONE.change(ONE.live(payload), "INSERT", "catch_up")
-    assert ("INSERT", "public", "orders", 7) == (change.type, change.schema, change.table, change.key)
+    assert ("INSERT", "public", "orders", 7) == (
+        change.type,
+        change.schema,
+        change.table,
+        change.key,
+    )
     assert ({"id": 7, "sync_ver": 3, "sync_xid": 100}, {"id": 7}) == (change.new, change.old)
     assert (AT, "catch_up", 3) == (change.commit_timestamp, change.source, change.version)
     assert payload is change.raw
@@ -188,7 +199,9 @@ def test_entry_that_came_live():
     assert SEEN._replace(raw=payload) == LOG.live(payload)
 
 
-@pytest.mark.parametrize("other", [{"schema_name": "private"}, {"table_name": "lines"}, {"schema_name": None}])
+@pytest.mark.parametrize(
+    "other", [{"schema_name": "private"}, {"table_name": "lines"}, {"schema_name": None}]
+)
 def test_entry_of_another_table(other):
     """The log is that of all tables; the entries of others are not ours."""
     assert LOG.live(frame("INSERT", record={**ENTRY, **other})) is None
@@ -212,7 +225,10 @@ def test_entry_with_a_composite_key():
 
 @pytest.mark.parametrize(
     "data",
-    [{"errors": ["Error 413: Payload Too Large"]}, {"columns": columns(**dict.fromkeys([*ENTRY, "more"], "text"))}],
+    [
+        {"errors": ["Error 413: Payload Too Large"]},
+        {"columns": columns(**dict.fromkeys([*ENTRY, "more"], "text"))},
+    ],
 )
 def test_partial_entry(data):
     """An entry over 1 MiB has to be read."""

@@ -1,33 +1,25 @@
 """What servers, networks and tokens do to a listener, and what it makes of it."""
 
 import itertools
-import threading
 
 import pytest
 
 from supabase_resilience import CircuitBreaker, RetryConfig
-from supabase_resilience.errors import ListenerError
 from supabase_resilience.events import (
     CatchUpFailed,
     ChangesLost,
     ListenerLost,
-    ListenerRefused,
 )
-from supabase_resilience.listener import Recovery, _recoverer
+from supabase_resilience.listener import _recoverer
 
 from .worlds import (
-    ADA,
-    BY_COLUMN,
     CHANGE_LOG,
     COLUMNS,
     KEY_DIFF,
-    LIVE,
     SOON,
     VERSIONED,
-    VERSIONED_RLS,
-    AsyncWorld,
     Ear,
-    Level,
+    SyncWorld,
 )
 
 levels = pytest.mark.parametrize(
@@ -41,17 +33,21 @@ def events(bench, kind):
 
 
 def live_again(bench, table, listener, ear):
-    """A change comes live, after whatever went before."""
+    """Changes come live, after whatever went before."""
     listener.ready(SOON)
-    key = table.insert(next(_names))
-    bench.eventually(lambda: key in ear.rows)
-    assert "live" == next(each for each in ear.changes if each.key == key).source
+
+    def is_told_live():
+        key = table.insert(next(_names))
+        bench.eventually(lambda: key in ear.rows)
+        return "live" == next(each for each in ear.changes if each.key == key).source
+
+    bench.eventually(is_told_live)  # a catch-up may always have been faster
 
 
 # --- connections that end -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("code", [1000, 1001, 1011, 1012, 1006])
+@pytest.mark.parametrize("code", [1000, 1012, 1006])
 def test_whatever_closes_the_socket_it_connects_again(bench, code):
     """Also after codes that say all is well: Realtime means no good by them."""
     table = bench.table(VERSIONED)
@@ -67,7 +63,7 @@ def test_whatever_closes_the_socket_it_connects_again(bench, code):
         realtime.close(code, announced=code == 1012)
     bench.eventually(lambda: missed in ear.rows)
     live_again(bench, table, listener, ear)
-    assert 2 == listener.stats.connects
+    bench.eventually(lambda: 2 == listener.stats.connects)
     assert 1 == len(events(bench, ListenerLost))
 
 
@@ -93,6 +89,7 @@ def test_a_silent_connection_is_found(bench):
     assert "Realtime does not answer" == events(bench, ListenerLost)[0].reason
 
 
+@pytest.mark.parametrize("world", [SyncWorld], indirect=True)
 def test_a_healthy_connection_is_left_alone(bench):
     """However long nothing happens on it."""
     table = bench.table(VERSIONED)
@@ -103,6 +100,7 @@ def test_a_healthy_connection_is_left_alone(bench):
     assert (1, 0) == (listener.stats.connects, listener.stats.gaps)
 
 
+@pytest.mark.parametrize("world", [SyncWorld], indirect=True)
 def test_a_server_that_closes_at_once_is_not_stormed(bench):
     """Each connect succeeds, and still the wait grows; then all is well again."""
     table = bench.table(VERSIONED)
@@ -125,7 +123,7 @@ def test_a_server_that_closes_at_once_is_not_stormed(bench):
 
 @levels
 def test_what_realtime_loses_silently_is_found(bench, level, monkeypatch):
-    """By the timer, on a connection that looks healthy; told, counted, and the connection renewed."""
+    """By the timer, on a connection that looks healthy; it is told, counted, and renewed."""
     monkeypatch.setattr(_recoverer, "_LAG", 0.5)  # of 5 seconds
     table = bench.table(level)
     listener, ear = bench.hear(table, catch_up_interval=0.3)
@@ -153,6 +151,7 @@ def test_a_dead_change_stream_is_found_and_renewed(bench, monkeypatch):
     live_again(bench, table, listener, ear)
 
 
+@pytest.mark.parametrize("world", [SyncWorld], indirect=True)
 def test_what_only_comes_late_is_not_lost(bench, monkeypatch):
     """A catch-up that overtakes Realtime renews nothing, and nothing is told twice."""
     monkeypatch.setattr(_recoverer, "_LAG", 2.0)  # of 5 seconds
@@ -231,204 +230,21 @@ def test_an_open_circuit_only_delays_it(bench):
     live_again(bench, table, listener, ear)
 
 
-# --- tokens ---------------------------------------------------------------------------------------
+# --- rows that come in part -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["sync", "async"])
-def test_a_token_is_renewed_before_it_expires(bench, kind):
-    """On the connection that there is, so nothing is missed."""
-    table = bench.table(VERSIONED_RLS)
-    asked = []
-
-    def token():
-        asked.append(threading.current_thread())
-        return bench.local.jwt(sub=ADA, expires_in=2 if len(asked) < 3 else 600)
-
-    async def token_async():
-        return token()
-
-    listener, ear = bench.hear(table, token=token_async if kind == "async" else token)
-    bench.eventually(lambda: len(asked) >= 3)
-    live_again(bench, table, listener, ear)
-    assert 1 == listener.stats.connects
-
-
-def test_an_expired_token_is_replaced(bench):
-    """The server has refused it; another one is asked for, and nobody has to be called."""
-    table = bench.table(VERSIONED_RLS)
-    tokens = iter([bench.local.jwt(sub=ADA, expires_in=-10)])
-    listener, ear = bench.hear(table, token=lambda: next(tokens, bench.local.jwt(sub=ADA)))
-    live_again(bench, table, listener, ear)
-    assert [] == events(bench, ListenerRefused)
-
-
-def test_a_token_that_cannot_be_renewed_is_told_when_it_expires(bench):
-    """With the way out."""
-    table = bench.table(VERSIONED_RLS)
-    listener, _ = bench.hear(table, token=bench.local.jwt(sub=ADA, expires_in=2))
-    refused = bench.eventually(lambda: events(bench, ListenerRefused))[0]
-    assert "token=" in refused.remedy
-    with pytest.raises(ListenerError, match="token="):
-        listener.ready(SOON)
-
-
-def test_a_source_of_tokens_may_fail_for_a_while(bench):
-    """It is asked again."""
-    table = bench.table(VERSIONED_RLS)
-    failures = iter([ConnectionError(), ConnectionError()])
-
-    def token():
-        if (error := next(failures, None)) is not None:
-            raise error
-        return bench.local.jwt(sub=ADA)
-
-    listener, ear = bench.hear(table, token=token)
-    live_again(bench, table, listener, ear)
-
-
-# --- what a person must set right -----------------------------------------------------------------
-
-
-def refusal(bench, listener):
-    """What `ready()` raises, and at what cost."""
-    before = bench.local.realtime.connects, bench.local.requests(match="/rest/v1/")
-    listener.start()
-    with pytest.raises(ListenerError) as raised:
-        listener.ready(SOON)
-    connects = bench.local.realtime.connects - before[0]
-    requests = bench.local.requests(match="/rest/v1/") - before[1]
-    assert connects <= 2
-    assert requests <= 4
-    assert "refused" == listener.stats.state
-    assert listener.stats.reason in str(raised.value)
-    with pytest.raises(ListenerError):
-        listener.ready(SOON)
-    assert events(bench, ListenerRefused)
-    return str(raised.value)
-
-
-@pytest.mark.parametrize("level", [LIVE, BY_COLUMN, VERSIONED, CHANGE_LOG], ids=lambda it: it.name)
-def test_an_unknown_table_is_refused(bench, level):
-    """With its name."""
-    table = bench.table(level)
-    table.run("drop table {}")
-    bench.local.rest.reload()
-    assert table.name in refusal(bench, bench.listener(table))
-
-
-@pytest.mark.parametrize("level", [LIVE, BY_COLUMN], ids=lambda it: it.name)
-def test_a_table_that_is_not_published_is_refused(bench, level):
-    """With the SQL that publishes it; after that and another start it works."""
-    table = bench.table(level)
-    remedy = f"alter publication supabase_realtime add table public.{table.name};"
-    table.run("alter publication supabase_realtime drop table {}")
-    listener, ear = bench.listener(table), Ear()
-    listener.handle("ear", ear)
-    assert remedy in refusal(bench, listener)
-    listener.stop()
-    table.run(remedy, raw=True)
-    listener.start()
-    live_again(bench, table, listener, ear)
-
-
-@pytest.mark.parametrize("level", [LIVE, BY_COLUMN, VERSIONED], ids=lambda it: it.name)
-@pytest.mark.parametrize("filter_", ["nothing=eq.1", "id=eq.word"])
-def test_a_bad_filter_is_refused(bench, level, filter_):
-    """One with an unknown column, and one with a value of another type."""
-    assert "filter=" in refusal(bench, bench.listener(bench.table(level), filter=filter_))
-
-
-def test_a_bad_column_is_refused(bench):
-    """Of the recovery or of the key."""
-    table = bench.table(KEY_DIFF)
-    wrong = bench.listener(table, recovery=Recovery.by_column("changed_at"))
-    assert "changed_at" in refusal(bench, wrong)
-    no_times = bench.listener(table, recovery=Recovery.by_column("name"))
-    table.insert("no time")
-    assert "must hold times or numbers" in refusal(bench, no_times)
-    wrong_key = bench.listener(table, id_column="number")
-    assert "number" in refusal(bench, wrong_key)
-
-
-@pytest.mark.parametrize("level", [VERSIONED, CHANGE_LOG], ids=lambda it: it.name)
-def test_a_missing_migration_is_refused(bench, level):
-    """With the command that prints it."""
-    table = bench.table(Level("unprepared", level.recovery))
-    option = " --recovery change-log" if level is CHANGE_LOG else ""
-    command = f"python -m supabase_resilience sql listener --table public.{table.name}{option}"
-    assert command in refusal(bench, bench.listener(table))
-
-
-def test_a_migration_for_another_key_is_refused(bench):
-    """With both keys."""
-    columns = COLUMNS.replace("primary key", "") + ", shop int default 1, primary key (shop, id)"
-    table = bench.table(VERSIONED, columns, key=("shop", "id"))
-    assert "['shop', 'id']" in refusal(bench, bench.listener(table, id_column="id"))
-
-
-def test_a_migration_for_another_level_is_refused(bench):
-    """With the command that prints the right one."""
-    table = bench.table(CHANGE_LOG)
-    listener = bench.listener(table, recovery=Recovery.versioned())
-    assert "is not prepared for Recovery.versioned()" in refusal(bench, listener)
-
-
-@pytest.mark.parametrize("level", [VERSIONED, CHANGE_LOG], ids=lambda it: it.name)
-def test_what_only_the_secret_key_may_read_is_refused_to_others(bench, level):
-    """With what else there is."""
-    table = bench.table(level)
-    client = bench.world.client(bench.local, bench.local.publishable_key)
-    said = refusal(bench, bench.listener(table, client=client))
-    assert "use the secret key" in said
-    assert ("key_diff=True" in said) == (level is VERSIONED)
-
-
-@pytest.mark.parametrize("level", [LIVE, VERSIONED], ids=lambda it: it.name)
-def test_a_wrong_key_is_refused(bench, level):
-    """And not shown."""
-    table = bench.table(level)
-    key = bench.local.jwt(role="service_role")[:-4] + "AAAA"
-    client = bench.world.client(bench.local, key)
-    said = refusal(bench, bench.listener(table, client=client))
-    assert "key" in said
-    assert key not in said
-
-
-def test_a_table_without_rights_is_refused(bench):
-    """With the grant it takes."""
-    table = bench.table(BY_COLUMN)
-    table.run("revoke all on {} from anon")
-    client = bench.world.client(bench.local, bench.local.publishable_key)
-    assert f"grant select on public.{table.name}" in refusal(
-        bench, bench.listener(table, client=client)
-    )
-
-
-def test_a_refusal_is_told_once_and_nothing_is_stormed(bench):
-    """However often it is asked whether it is ready."""
-    table = bench.table(BY_COLUMN)
-    table.run("alter publication supabase_realtime drop table {}")
-    listener = bench.listener(table, catch_up_interval=0.2)
-    refusal(bench, listener)
-    before = bench.local.realtime.connects
-    bench.eventually(lambda: listener.stats.catch_ups >= 3)
-    with pytest.raises(ListenerError):
-        listener.ready(SOON)
-    assert before == bench.local.realtime.connects
-    assert 1 == len(events(bench, ListenerRefused))
-
-
-def test_the_wrong_client_is_refused(bench):
-    """By name, with the class to use."""
-    is_async = isinstance(bench.world, AsyncWorld)
-    wanted = "RealtimeListener" if is_async else "AsyncRealtimeListener"
-    other = Level("other", None)
-    table = bench.table(other)
-    from .worlds import SyncWorld
-
-    world = SyncWorld() if is_async else AsyncWorld()
-    try:
-        with pytest.raises(TypeError, match=wanted):
-            bench.listener(table, client=world.client(bench.local))
-    finally:
-        world.close()
+@levels
+def test_a_row_that_realtime_cuts_is_read(bench, level):
+    """Above 1 MiB it sends fragments, and of an UPDATE no large values that stayed the same."""
+    table = bench.table(level, COLUMNS + ", body text, note text")
+    table.run("alter table {} alter body set storage external")
+    _, ear = bench.hear(table)
+    large, huge = "x" * 10_000, "y" * 1_200_000
+    one = table.insert("one", body=large)
+    two = table.insert("two", body=huge)
+    bench.eventually(lambda: {one, two} == set(ear.rows))
+    assert [large, huge] == [ear.rows[key]["body"] for key in (one, two)]
+    table.run("update {} set note = 'n'")
+    bench.eventually(lambda: {"n"} == {row["note"] for row in ear.rows.values()})
+    assert [large, huge] == [ear.rows[key]["body"] for key in (one, two)]
+    assert [one, two] == sorted(change.key for change in ear.changes if change.type == "INSERT")

@@ -13,11 +13,9 @@ import pytest
 from supabase_resilience.errors import ListenerError
 from supabase_resilience.events import ChangeSkipped, HandlerBehind, HandlerFailed
 
-from .worlds import CHANGE_LOG, KEY_DIFF, LIVE, SOON, VERSIONED, Bench, Ear, SyncWorld
+from .worlds import CHANGE_LOG, LIVE, SOON, VERSIONED, Bench, Ear, SyncWorld
 
-recovering = pytest.mark.parametrize(
-    "level", [KEY_DIFF, VERSIONED, CHANGE_LOG], ids=lambda level: level.name
-)
+recovering = pytest.mark.parametrize("level", [VERSIONED, CHANGE_LOG], ids=lambda level: level.name)
 levels = pytest.mark.parametrize("level", [LIVE, VERSIONED], ids=lambda level: level.name)
 
 

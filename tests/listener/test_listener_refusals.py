@@ -17,8 +17,10 @@ from .worlds import (
     SOON,
     VERSIONED,
     VERSIONED_RLS,
+    AsyncWorld,
     Ear,
     Level,
+    SyncWorld,
 )
 
 UNPREPARED = Level("versioned, not migrated", Recovery.versioned())
@@ -183,6 +185,33 @@ def test_what_was_set_right_works_without_a_restart(bench, level, monkeypatch):
     bench.eventually(lambda: key in ear.rows)
 
 
+def test_nothing_is_stormed_meanwhile(bench):
+    """However often it is asked whether it is ready."""
+    table = bench.table(BY_COLUMN)
+    table.run("alter publication supabase_realtime drop table {}")
+    listener = bench.listener(table, catch_up_interval=0.1)
+    refused(bench, listener)
+    before = bench.local.realtime.connects
+    bench.eventually(lambda: listener.stats.catch_ups >= 5)
+    with pytest.raises(ListenerError):
+        listener.ready(SOON)
+    assert before == bench.local.realtime.connects
+    assert 1 == bench.hook.names.count("listener.refused")
+
+
+@pytest.mark.parametrize("is_async", [True, False], ids=["async", "sync"])
+def test_the_wrong_client_is_refused(local, is_async):
+    """By name, with the class to use."""
+    worlds = [SyncWorld(), AsyncWorld()]
+    mine, other = worlds[is_async], worlds[not is_async]
+    try:
+        with pytest.raises(TypeError, match=f"use {other.listener_class.__name__} for it"):
+            mine.listener_class(other.client(local), "items")
+    finally:
+        for world in worlds:
+            world.close()
+
+
 # --- tokens ---------------------------------------------------------------------------------------
 
 
@@ -233,6 +262,15 @@ def test_an_expired_token_that_nobody_replaces_is_refused(bench, level):
     token = bench.local.jwt(sub=ADA, expires_in=-10)
     said = refused(bench, bench.listener(bench.table(level), token=token))
     assert "token= that returns a fresh one" in said
+
+
+def test_a_token_that_expires_is_told_when_nobody_replaces_it(bench):
+    """While it listens, too."""
+    table = bench.table(VERSIONED_RLS)
+    listener, _ = bench.hear(table, token=bench.local.jwt(sub=ADA, expires_in=2))
+    bench.eventually(lambda: "listener.refused" in bench.hook.names)
+    with pytest.raises(ListenerError, match="token= that returns a fresh one"):
+        listener.ready(SOON)
 
 
 def test_a_token_source_that_fails_is_asked_again(bench, as_source):

@@ -337,3 +337,25 @@ def test_other_tables_are_not_told(bench, level):
     key = table.insert("mine")
     bench.eventually(lambda: ear.told)
     assert [("INSERT", key)] == ear.told
+
+
+@recovering
+def test_who_has_been_told_is_not_told_for_others(bench, level):
+    """A table in memory, or a new handler, that reads all rows beside it."""
+    table = bench.table(level)
+    old = [table.insert(f"old {number}") for number in range(3)]
+    listener, ear = bench.hear(table, catch_up_interval=0.2)
+    new = table.insert("new")
+    bench.eventually(lambda: [new] == list(ear.rows))
+    done = listener.stats.catch_ups
+    bench.eventually(lambda: listener.stats.catch_ups > done + 1)
+    bench.eventually(lambda: "by_column" not in level.name or overlap_is_over(table))
+    bench.eventually(lambda: listener.stats.catch_ups > done + 4)
+    live = listener.table()
+    bench.eventually(lambda: {*old, new} == set(live.rows))
+    assert [new] == [change.key for change in ear.changes]
+
+
+def overlap_is_over(table):
+    """Whether the newest row is older than the overlap of `by_column`."""
+    return table.run("select max(updated_at) < clock_timestamp() - interval '0.6 s' from {}")[0][0]

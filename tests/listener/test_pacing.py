@@ -15,7 +15,9 @@ MOST: Callable[[float, float], float] = lambda low, high: high  # noqa: E731
 BOTH = pytest.mark.parametrize("draw", [LEAST, MOST])
 
 
-def after(pacing: Pacing, count: int, refusal: Refusal = PASSING, *, lived: float | None) -> list[float]:
+def after(
+    pacing: Pacing, count: int, refusal: Refusal = PASSING, *, lived: float | None
+) -> list[float]:
     return [pacing.after(refusal, lived=lived) for _ in range(count)]
 
 

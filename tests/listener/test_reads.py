@@ -33,7 +33,8 @@ def test_quoted(value, text):
 
 
 @pytest.mark.parametrize(
-    ("column", "text"), [("id", "id"), ("_a1", "_a1"), ("line no", '"line no"'), ("a.b", '"a.b"'), ("1a", '"1a"')]
+    ("column", "text"),
+    [("id", "id"), ("_a1", "_a1"), ("line no", '"line no"'), ("a.b", '"a.b"'), ("1a", '"1a"')],
 )
 def test_named(column, text):
     """A name that is no plain identifier is put in quotes."""
@@ -50,8 +51,9 @@ def test_after():
     """What follows a row is greater in the first column that differs."""
     row = {"order": "x", "line no": 2, "part": 3}
     assert '"line no".gt.2' == after(["line no"], row)
-    assert 'order.gt."x",and(order.eq."x","line no".gt.2),and(order.eq."x","line no".eq.2,part.gt.3)' == after(
-        ["order", "line no", "part"], row
+    assert (
+        'order.gt."x",and(order.eq."x","line no".gt.2),and(order.eq."x","line no".eq.2,part.gt.3)'
+        == after(["order", "line no", "part"], row)
     )
 
 
@@ -72,7 +74,9 @@ def test_rows_with_keys():
     """Keys of one column are a list; a value of it is quoted, a filter stays."""
     where = [("status", "eq", "open")]
     keys = [7, "a,b", 'c"d']
-    assert Select(where=[("id", "in", '(7,"a,b","c\\"d")'), *where]) == with_keys(ONE, keys, where=where)
+    assert Select(where=[("id", "in", '(7,"a,b","c\\"d")'), *where]) == with_keys(
+        ONE, keys, where=where
+    )
 
 
 def test_rows_with_composite_keys():
@@ -105,7 +109,9 @@ def test_filter(text, conditions):
     assert conditions == conditions_of(text)
 
 
-@pytest.mark.parametrize("text", ["", "status", "status=open", "=eq.open", "a=eq.1,", "a=not.is", "a=.1", "a=not..1"])
+@pytest.mark.parametrize(
+    "text", ["", "status", "status=open", "=eq.open", "a=eq.1,", "a=not.is", "a=.1", "a=not..1"]
+)
 def test_bad_filter(text):
     """What is no filter is refused, with an example and the value."""
     with pytest.raises(ValueError, match=r"filter must be like 'column=operator\.value'"):

@@ -20,6 +20,8 @@ def test_the_horizon_of_a_followed_table(shop):
         "xmax": horizon["xmax"],
         "now": horizon["now"],
         "history": horizon["history"],
+        "started": horizon["started"],
+        "xip": [],
     }
     assert expected == horizon
     assert 0 < horizon["xmin"] <= horizon["xmax"]
@@ -41,6 +43,7 @@ def test_the_horizon_waits_for_an_open_writer(shop, local):
         shop.run("insert into {} values (2)")
         held = shop.horizon()
         assert (True, True) == (held["xmin"] <= own, own < held["xmax"])
+        assert own in held["xip"]
     after = shop.horizon()
     assert after["xmin"] > own
     rows = shop.run("select id from {} where sync_xid >= %s order by id", held["xmin"])
