@@ -66,9 +66,10 @@ def identity_of(client: Any, token: Token, *, unguarded: str) -> Identity[Any]:
 
     `unguarded` names the breaker that never opens.
     """
+    protected: Any = client
     if not isinstance(client, ProtectedClient | AsyncProtectedClient):
-        client = protect(cast("Client", client), breaker=_no_breaker(unguarded), retry=None)
-    return Identity(client, token)
+        protected = protect(cast("Client", client), breaker=_no_breaker(unguarded), retry=None)
+    return Identity(protected, token)
 
 
 def check_token(token: Any) -> None:

@@ -237,9 +237,8 @@ class Engine:
 
     def _renew_runners(self) -> None:
         """A stopped runner stays stopped; another start needs others."""
-        for name, runner in list(self._runners.items()):
+        for runner in list(self._runners.values()):
             self._add_runner(runner.follower, runner.handler, runner.way)
-            del name
 
     def _ledger(self, *, remembers_all: bool) -> Ledger:
         recovery = self.settings.recovery

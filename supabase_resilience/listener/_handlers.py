@@ -44,7 +44,7 @@ class Runner:
         self._counts = counts
         self._tell = tell
         self._progressed = progressed
-        self.way = way or ("task" if is_async(handler) else "thread")
+        self.way: Literal["task", "thread"] = way or ("task" if is_async(handler) else "thread")
         self._threads = HandlerThreads(f"listener {settings.name} {follower.name}")
         self._woken = asyncio.Event()
         self._is_stopping = False

@@ -18,7 +18,7 @@ from supabase_resilience.errors import VerificationError
 from supabase_resilience.verification._commands import Begin, Call, Get, Page, Plan, Read, Wait
 from supabase_resilience.verification._paging import KeyRange, PageSize
 from supabase_resilience.verification._report import Fate
-from supabase_resilience.verification._rules import SKIP, Judgment, Rule
+from supabase_resilience.verification._rules import SKIP, Judgment, Rule, suspects
 from supabase_resilience.verification._table import Table
 from supabase_resilience.verification._tally import Tally
 from supabase_resilience.verification._writers import Writer
@@ -174,7 +174,7 @@ class RangePass:
                 return page
 
     def _judge(self, rule: Rule, rows: Iterable[dict[str, Any]]) -> None:
-        for row in rule.suspects(rows):
+        for row in suspects(rule, rows):
             judgment = _BROKEN if rule.violates is not None else rule.judge(row)
             if judgment.state == "broken":
                 self._tally.flagged(rule)

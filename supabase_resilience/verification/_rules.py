@@ -7,7 +7,7 @@ from pydantic import BaseModel, ValidationError
 
 from supabase_resilience._checks import check_callable, check_text
 
-__all__ = ["SKIP", "Judgment", "Row", "Rule", "Severity", "check_rules"]
+__all__ = ["SKIP", "Judgment", "Row", "Rule", "Severity", "check_rules", "suspects"]
 
 Row = Mapping[str, Any]
 Severity = Literal["error", "warning"]
@@ -82,20 +82,6 @@ class Rule:
         """Show the name and how it is judged."""
         return f"<Rule {self.name!r} {'check' if self.violates is None else 'violates'}>"
 
-    def suspects(self, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """The rows that have to be judged one by one: all that a plain check does not pass."""
-        check = self.check
-        if check is None or isinstance(check, type):
-            yield from rows
-            return
-        for row in rows:
-            try:
-                if check(row):
-                    continue
-            except Exception:  # noqa: BLE001, S110 - judge() says what it was
-                pass
-            yield row
-
     def judge(self, row: dict[str, Any]) -> Judgment:
         """What `check` says of a row; an exception of it is an `error` of that row."""
         try:
@@ -107,6 +93,21 @@ class Rule:
         except Exception as error:  # noqa: BLE001 - a bad row must not end the pass
             return Judgment("error", f"check raised {type(error).__name__}")
         return Judgment("broken")
+
+
+def suspects(rule: Rule, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The rows that have to be judged one by one: all that a plain check does not pass."""
+    check = rule.check
+    if check is None or isinstance(check, type):
+        yield from rows
+        return
+    for row in rows:
+        try:
+            if check(row):
+                continue
+        except Exception:  # noqa: BLE001, S110 - judge() says what it was
+            pass
+        yield row
 
 
 def check_rules(rules: Sequence[Any]) -> None:

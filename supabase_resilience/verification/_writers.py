@@ -24,11 +24,13 @@ class Writer(Protocol):
 
     def is_lost(self) -> Plan[bool]:
         """Whether another runner has taken over, so that nothing may be begun."""
+        ...
 
     def write(
         self, table: Table, rule: Rule, row: Mapping[str, Any], patch: Mapping[str, Any]
     ) -> Plan[Written]:
         """What became of it; a fate of None: written, or perhaps, so look at it."""
+        ...
 
 
 class PlainWriter:

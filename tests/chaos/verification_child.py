@@ -4,6 +4,7 @@ It makes one pass as soon as it gets the lease, or has none; a pass that fails i
 """
 
 import asyncio
+import contextlib
 import json
 import sys
 import threading
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from supabase import acreate_client, create_client
-from verification_world import DATE, dated
+from verification_world import DATE, dated, every_other
 
 from supabase_resilience import (
     AsyncServerSideVerification,
@@ -28,6 +29,13 @@ from supabase_resilience import (
 TOLD = frozenset({"verification.lease_taken", "verification.lease_lost"})
 AGAIN = 0.2
 Verification = ServerSideVerification | AsyncServerSideVerification
+
+
+async def pause(seconds: float) -> None:
+    """Let the others work."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await asyncio.Event().wait()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,18 +88,7 @@ def throttle(setup: Setup) -> Callable[[], float]:
             return AGAIN
         return setup.pause
 
-    # A pause is due once a page: the second question is whether it is over.
     return held if not setup.pause else every_other(held)
-
-
-def every_other(held: Callable[[], float]) -> Callable[[], float]:
-    answers = {"is_due": False}
-
-    def asked() -> float:
-        answers["is_due"] = not answers["is_due"]
-        return held() if answers["is_due"] else 0.0
-
-    return asked
 
 
 def options(setup: Setup) -> dict[str, Any]:
@@ -158,7 +155,7 @@ async def verify_async(setup: Setup) -> None:
         except VerificationError as error:
             if not is_standby(error):
                 return end(verification, None, error)
-        await asyncio.sleep(AGAIN)
+        await pause(AGAIN)
 
 
 def main() -> None:

@@ -80,7 +80,9 @@ class Scene:
         frozen = self._holder.end()
         return [
             exactly("fixes by the frozen one before it was frozen", before, begun - 1),
-            exactly("its fix in flight that arrived late, and was refused by its token", 1, refused),
+            exactly(
+                "its fix in flight that arrived late, and was refused by its token", 1, refused
+            ),
             exactly("fixes it has begun after waking", 0, len(self._holder.said("fix")) - begun),
             exactly("told by it: its lease is lost", 1, len(self._holder.said(LOST))),
             info("what became of its rows", frozen["fates"]),
@@ -100,7 +102,9 @@ class Scene:
         log = self._local.directory / "postgres.log"
         wait_until(lambda: "was taken over" in log.read_text(errors="replace"), "it arrives")
         wrote = self._books.fixes() - before
-        touched = self._books.number("select count(*) from audit where id = %s and date is not null", row)
+        touched = self._books.number(
+            "select count(*) from audit where id = %s and date is not null", row
+        )
         return 1 - wrote - touched
 
     def _broken(self) -> int:

@@ -44,6 +44,7 @@ select count(*) from orders where id = any(%s)
   and (completion_date <> '{verification_app.DATE}' or payment_id = '{PAYMENT}')
 """
 
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """Seconds, and numbers of orders; half of the broken ones are so from the beginning."""
@@ -145,7 +146,9 @@ def report(
 ) -> list[Line]:
     ((needless, of_quick_steps),) = books.rows(NEEDLESS, plan.grace, sorted(broken))
     ((longest,),) = books.rows(f"select coalesce(max(took), 0) from ({STEPS}) steps")
-    fixed = books.number(f"select count(distinct id) from ({FIXES}) f where id = any(%s)", [*broken])
+    fixed = books.number(
+        f"select count(distinct id) from ({FIXES}) f where id = any(%s)", [*broken]
+    )
     lines = [
         info("orders the app has completed", len(app.done.completed)),
         info("passes", len(verifier.reports)),
@@ -166,7 +169,9 @@ def report(
             *lines,
             exactly("needless fixes", 0, of_quick_steps),
             # A machine that is too slow may break what the promise asks of the app.
-            info(f"of orders whose steps took {plan.grace:g} s and more", needless - of_quick_steps),
+            info(
+                f"of orders whose steps took {plan.grace:g} s and more", needless - of_quick_steps
+            ),
         ]
     return [*lines, control(needless)]
 

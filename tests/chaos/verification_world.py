@@ -4,7 +4,8 @@ A trigger notes each write of a date or payment. What fixes set can be told from
 so whoever wrote a row, and how often, is a question to the database and not to the verifier.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
 from typing import Any
@@ -66,6 +67,12 @@ def is_paid(row: Mapping[str, Any]) -> bool:
 
 def tell_nobody(_: object) -> None:
     """Hear of events."""
+
+
+def every_other(held: Callable[[], float]) -> Callable[[], float]:
+    """A throttle that pauses once a page: its second question is whether the pause is over."""
+    due = itertools.cycle([True, False])
+    return lambda: held() if next(due) else 0.0
 
 
 def migration() -> str:

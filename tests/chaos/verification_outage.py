@@ -1,0 +1,159 @@
+"""A pass amid outages: REST and PostgreSQL are killed, answers get lost, and it goes on where it was.
+
+Each blow is tied to progress; the server comes back once the verifier has noticed.
+"""
+
+import asyncio
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from crew import wait_until
+from report import Line, exactly, info
+from supabase import acreate_client, create_client
+from verification_world import DATE, Books, every_other, world
+
+from supabase_resilience import (
+    AsyncServerSideVerification,
+    Event,
+    Report,
+    Rule,
+    ServerSideVerification,
+)
+from supabase_resilience.local import LocalSupabase
+
+PAUSED = "verification.pass_paused"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """`lost`: a share of the answers; `pause`: seconds before each page."""
+
+    colour: str
+    orders: int
+    broken: int
+    lost: float
+    pause: float
+    seed: int
+
+
+@dataclass(kw_only=True)
+class Witness:
+    """What the rule was asked, and what was told."""
+
+    judged: Counter[int] = field(default_factory=Counter)
+    told: Counter[str] = field(default_factory=Counter)
+
+    def is_right(self, row: Mapping[str, Any]) -> bool:
+        self.judged[row["id"]] += 1
+        return row["status"] != "completed" or row["completion_date"] is not None
+
+    def hear(self, event: Event) -> None:
+        self.told[f"{event.name} {getattr(event, 'reason', '')}".strip()] += 1
+
+    def outages(self) -> int:
+        return sum(n for what, n in self.told.items() if what.startswith(PAUSED)) - self.pauses()
+
+    def pauses(self) -> int:
+        return self.told[f"{PAUSED} throttle"]
+
+
+class Verifier(threading.Thread):
+    """One pass, of either colour."""
+
+    def __init__(self, local: LocalSupabase, plan: Plan, witness: Witness) -> None:
+        super().__init__(name="verifier", daemon=True)
+        self.report: Report | None = None
+        self.error: BaseException | None = None
+        self._local = local
+        self._colour = plan.colour
+        self._options: dict[str, Any] = {
+            "rules": [
+                Rule("dated", check=witness.is_right, fix=lambda _: {"completion_date": DATE})
+            ],
+            "grace": 0.5,
+            "max_share": 1.0,
+            "throttle": every_other(lambda: plan.pause),
+            "on_event": witness.hear,
+        }
+
+    def run(self) -> None:
+        try:
+            self.report = self._verify() if self._colour == "sync" else asyncio.run(self._averify())
+        except BaseException as error:  # noqa: BLE001 - told by `ended()`
+            self.error = error
+
+    def _verify(self) -> Report:
+        client = create_client(self._local.url, self._local.secret_key)
+        return ServerSideVerification(client, "orders", **self._options).run_once()
+
+    async def _averify(self) -> Report:
+        client = await acreate_client(self._local.url, self._local.secret_key)
+        return await AsyncServerSideVerification(client, "orders", **self._options).run_once()
+
+    def ended(self) -> Report:
+        self.join()
+        if self.report is None:
+            raise RuntimeError("the pass failed") from self.error
+        return self.report
+
+
+def run(plan: Plan) -> list[Line]:
+    with world() as (local, books):
+        every = plan.orders // plan.broken
+        broken = range(every, plan.orders + 1, every)
+        books.fill(plan.orders, broken)
+        lost = local.faults.add(
+            match="^/rest/v1/", times=None, share=plan.lost, seed=plan.seed, drop="after"
+        )
+        witness = Witness()
+        verifier = Verifier(local, plan, witness)
+        verifier.start()
+        struck = strike(plan, local, books, witness, verifier)
+        report = verifier.ended()
+        return lines(plan, books, witness, report, [*struck, lost.count], set(broken))
+
+
+def strike(
+    plan: Plan, local: LocalSupabase, books: Books, witness: Witness, verifier: Verifier
+) -> list[int]:
+    """Each server is killed amid the scan, and once more amid the fixing; how often, in all."""
+    moments: list[tuple[Callable[[], int], int, Any]] = [
+        (lambda: len(witness.judged), plan.orders // 5, local.rest),
+        (lambda: len(witness.judged), plan.orders * 2 // 5, local.postgres),
+        (books.fixes, plan.broken * 3 // 5, local.rest),
+        (books.fixes, plan.broken * 4 // 5, local.postgres),
+    ]
+    struck = 0
+    for progress, at, server in moments:
+        wait_until(lambda p=progress, a=at: p() >= a or not verifier.is_alive(), "progress")
+        if not verifier.is_alive():
+            break
+        before = witness.outages()
+        server.kill()
+        wait_until(lambda b=before: witness.outages() > b or not verifier.is_alive(), "it notices")
+        server.start()
+        struck += 1
+    return [struck]
+
+
+def lines(
+    plan: Plan, books: Books, witness: Witness, report: Report, struck: list[int], broken: set[int]
+) -> list[Line]:
+    never_flagged = [witness.judged[n] for n in range(1, plan.orders + 1) if n not in broken]
+    kills, lost = struck
+    return [
+        exactly("servers killed in mid-pass", 4, kills),
+        exactly("rows checked", plan.orders, report.rows),
+        exactly("rows that were right, and checked but once", len(never_flagged),
+                never_flagged.count(1)),
+        exactly("violations fixed, by the report", plan.broken, report.fixed),
+        exactly("fixes, by the database", plan.broken, books.fixes()),
+        exactly("violations fixed more than once", 0, books.fixed_more_than_once()),
+        exactly("exit code", 0, report.exit_code),
+        info("answers lost besides", lost),
+        info("times the pass had to wait for a server", witness.outages()),
+        info("seconds", round(report.seconds)),
+    ]  # fmt: skip
