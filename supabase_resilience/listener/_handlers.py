@@ -19,6 +19,7 @@ __all__ = ["Runner", "handler_at_work"]
 
 Handler = Callable[[Change], Any]
 _BATCH = 100
+_ACK_EVERY = 0.01
 _FIRST_DELAY = 0.1
 _LONGEST_DELAY = 30.0
 _at_work: ContextVar["asyncio.Task[Any] | None"] = ContextVar("at_work", default=None)
@@ -77,15 +78,24 @@ class Runner:
         if self.way == "thread":
             await self._on_thread(batch)
             return
-        for change in batch:
-            error = await self._call(change)
-            if error is not None:
-                await self._retry(change, error)
-            if self._is_stopping and error is not None:
-                return
-            self.follower.done([change])
-            if self._is_stopping:
-                return
+        clock = asyncio.get_running_loop().time
+        acked, through, since = 0, 0, clock()
+        try:
+            for change in batch:
+                error = await self._call(change)
+                if error is not None:
+                    await self._retry(change, error)
+                    if self._is_stopping:
+                        return
+                through += 1
+                if self._is_stopping:
+                    return
+                if clock() - since > _ACK_EVERY:  # a slow handler makes room one by one
+                    self.follower.done(batch[acked:through])
+                    self._progressed()
+                    acked, since = through, clock()
+        finally:
+            self.follower.done(batch[acked:through])
 
     async def _call(self, change: Change) -> Exception | None:
         try:
