@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check bench-protect bench-breaker bench-outage bench-queue bench-listener chaos-queue chaos-listener format clean
+.PHONY: demo test check bench-protect bench-breaker bench-outage bench-queue bench-listener bench-verification chaos-queue chaos-listener chaos-verification format clean
 
 demo: .venv/ready
 	$(BIN)/python examples/demo.py
@@ -44,6 +44,9 @@ bench-queue:
 bench-listener: .venv/ready
 	$(BIN)/python tests/benchmarks/listeners.py
 
+bench-verification: .venv/ready
+	$(BIN)/python tests/benchmarks/verification.py
+
 chaos-queue: .venv/ready
 	$(BIN)/python tests/chaos/queues.py
 
@@ -53,6 +56,9 @@ SEEDS ?= 1
 SCENARIO ?= faults
 chaos-listener: .venv/ready
 	$(BIN)/python tests/chaos/listener.py --scenario $(SCENARIO) --seed $(SEED) --seeds $(SEEDS)
+
+chaos-verification: .venv/ready
+	$(BIN)/python tests/chaos/verification.py --seed $(SEED)
 
 format: .venv/ready
 	$(BIN)/ruff format .

@@ -71,7 +71,8 @@ def main(local: LocalSupabase, provider_url: str) -> None:
     report = verification.run_once()
     app.join()
     print(report)
-    print(f"orders of the app that it was completing meanwhile, and that were left alone: {APP}")
+    its_own = supabase.table("orders").select("id").eq("completion_date", APP_DATE).execute().data
+    print(f"orders that the app has completed meanwhile: {len(its_own)} of {APP} as it wrote them")
     with tempfile.TemporaryDirectory() as directory:
         page = Path(directory) / "orders.html"
         page.write_text(report.to_html(), encoding="utf-8")
@@ -81,6 +82,7 @@ def main(local: LocalSupabase, provider_url: str) -> None:
 
 
 APP = 40
+APP_DATE = "2026-01-02T03:04:05Z"
 
 
 def complete_orders(local: LocalSupabase) -> None:
@@ -89,7 +91,7 @@ def complete_orders(local: LocalSupabase) -> None:
     orders = supabase.table("orders")
     for number in range(1, 4 * APP, 4):
         orders.update({"status": "completed"}).eq("id", number).execute()
-        done = {"completion_date": "2026-01-02T03:04:05Z", "payment_id": f"pay_{number}"}
+        done = {"completion_date": APP_DATE, "payment_id": f"pay_{number}"}
         orders.update(done).eq("id", number).execute()
 
 

@@ -61,11 +61,9 @@ class FileCursor:
     def load(self) -> dict[str, Any] | None:
         """What was saved last, None without a file; raises `ResilienceError` for another's file."""
         try:
-            text = self._path.read_text(encoding="utf-8")
+            value = json.loads(self._path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
-        try:
-            value = json.loads(text)
         except ValueError:
             value = None
         if not isinstance(value, dict):

@@ -212,3 +212,13 @@ def test_the_listener_tables_have_their_rows():
     assert rows_of(told, "Latency added") > {"a second bare client"} | handlers
     assert rows_of(told, "Throughput") > handlers
     assert len(rows_of(told, "What ours must reach")) == 1 + 2 * 6 + 12 + 5
+
+
+def test_the_verification_tables_have_their_rows():
+    """The loop and our passes find the same broken rows, or the program says that they do not."""
+    told = run("verification.py", "--rows", "20000", "--rounds", "1")
+    for colour in ("sync", "async"):
+        rows = rows_of(told, f"A pass, {colour}")
+        assert rows > {"hand-written loop", "one range", "four ranges", "in the database"}
+    assert rows_of(told, "Memory of the process") > {"sync, ranges=4", "async, ranges=4"}
+    assert len(rows_of(told, "What ours must reach")) == 1 + 2 * 3 + 2 * 2

@@ -44,24 +44,3 @@ def test_a_killed_process_resumes_where_its_handler_was():
     name = "versioned, async, cursor in a file"
     assert RIGHT == told[f"{name}: wrong/missing/ghosts"]
     assert "3" == told[f"{name}: processes killed"]
-
-
-def test_a_bad_handler_hurts_no_other():
-    """One raises, one sleeps: the third sees every change, on one connection."""
-    told = play("handlers")
-    for colour in ("sync", "async"):
-        assert "600" == told[f"{colour}: changes that the good handler saw"]
-        assert "1" == told[f"{colour}: connections"]
-
-
-def test_a_server_that_turns_everybody_away_is_spared():
-    """A handful of connects, where the bare client makes thousands."""
-    told = play("storm", "--turned-away", "1.5")
-    assert 0 < float(told["connects in 1.5 s"]) <= 3
-
-
-def test_an_idle_listener_asks_little():
-    """Each catch-up costs four requests at most, and there is one in each interval."""
-    told = play("idle", "--idle", "1.2", "--interval", "0.4")
-    for level in ("versioned", "by_column", "change_log"):
-        assert 0 < float(told[f"{level}: requests of a catch-up"]) <= 4

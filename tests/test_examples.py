@@ -113,7 +113,7 @@ def test_orders_are_verified_and_fixed_while_the_app_writes():
         told,
         "dry run: 70 violations, nothing written",
         "public.orders: 4 open; 2,000 rows",
-        "left alone: 40",
+        "meanwhile: 40 of 40 as it wrote them",
         "a page to forward: orders.html",
         "afterwards: 4 open, exit code 1",
     )

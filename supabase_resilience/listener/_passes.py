@@ -420,7 +420,8 @@ class Passes:
         value = self._less_overlap(newest)
         if self._newest is not None and now - self._newest[0] >= self._recovery.overlap:
             before = self._newest[1]
-            value = before if value is None or _later(before, value) else value
+            if isinstance(before, str) and (value is None or _later(before, value)):
+                value = before  # of numbers the overlap does not say how long they take
         if newest is not None:
             self._newest = (now, newest)
         return Position(value=value)

@@ -100,7 +100,7 @@ class RowLedger:
         self._gone: OrderedDict[Key, int] = OrderedDict()
         self._deleted_meanwhile: set[Key] = set()
         self._seen_meanwhile: set[Key] = set()
-        self._covered = 0
+        self._covered = Snapshot()
 
     def __len__(self) -> int:
         return len(self._known)
@@ -143,20 +143,16 @@ class RowLedger:
         return DOUBT if mark.is_read else self._bury(key, mark.version)
 
     def _is_stale(self, seen: Seen, version: int, mark: _Mark | None) -> bool:
-        if not self._is_versioned:
-            # Only a row that was read can come again; the stream itself repeats nothing.
-            is_known = mark is not None and mark.is_read and mark.version == version
-        else:
-            if seen.xid is not None and seen.xid < self._covered:
-                return True
-            is_known = mark is not None and mark.version == version
-            if mark is not None and version < mark.version:
-                return True
-            if mark is None and version <= self._gone.get(seen.key, _NEVER):
-                return True
-        if is_known:  # the stream has come as far as the read
+        if mark is not None and mark.is_read and mark.version == version:
+            # The stream has come as far as the read; by itself it repeats nothing.
             self._known[seen.key] = _Mark(version, is_read=False)
-        return is_known
+            return True
+        if not self._is_versioned:
+            return False
+        if seen.xid is not None and self._covered.has(seen.xid):
+            return True
+        told = self._gone.get(seen.key, _NEVER) if mark is None else mark.version
+        return version <= told
 
     # --- read -------------------------------------------------------------------------------------
 
@@ -230,22 +226,23 @@ class RowLedger:
 
     def dropped(self, told: Iterable[Change], covered: Snapshot) -> None:
         """These were told but never reached the handler, so they are news when found again."""
-        self._covered = covered.xmin
+        self._covered = covered
         for change in told:
             self._gone.pop(change.key, None)
             self._known[change.key] = _Mark(_NEVER, is_read=False)
 
     def covered(self, told: Snapshot) -> None:
         """A catch-up is complete: all transactions that `told` has are told."""
-        self._covered = max(self._covered, told.xmin)
+        if told.xmin >= self._covered.xmin:
+            self._covered = told
 
     def rewound(self, xid: int) -> None:
         """Transactions from `xid` on may be others now."""
-        self._covered = xid
+        self._covered = Snapshot(xid)
 
     def restored(self) -> None:
         """The database has another history, whose versions say nothing of those before."""
-        self._covered = 0
+        self._covered = Snapshot()
         self._gone.clear()
         self._known = OrderedDict.fromkeys(self._known, _Mark(_NEVER, is_read=True))
 

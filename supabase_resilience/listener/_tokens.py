@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import binascii
+import inspect
 import json
 from collections.abc import Callable
 
@@ -40,7 +41,7 @@ class Tokens:
         if not callable(self._source):
             return
         token = self._source() if is_async(self._source) else await asyncio.to_thread(self._source)
-        if not isinstance(token, str):
+        if inspect.isawaitable(token):
             token = await token
         if not isinstance(token, str) or not token:
             raise ListenerError("token() returned no token; it must return a non-empty string")

@@ -9,7 +9,7 @@ from typing import Any, Self
 from supabase import AsyncClient
 
 from supabase_resilience._builders import Builders
-from supabase_resilience._checks import check_number, is_async
+from supabase_resilience._checks import check_count, check_number, is_async
 from supabase_resilience._clock import Clock, monotonic
 from supabase_resilience._identity import Token, check_token, identity_of, wrong_client
 from supabase_resilience._signals import handled_signals
@@ -131,24 +131,34 @@ class AsyncServerSideVerification:
             only_between=only_between,
             on_event=on_event,
         )
-        identity = identity_of(client, token, unguarded="verification")
         self._settings = settings
         self._clock = clock
         self._tell = teller(on_event)
-        self._core = Core(settings, clock=clock, tell=self._tell)
+        self._builders = Builders(
+            identity_of(client, token, unguarded="verification"), settings.schema, table
+        )
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self._pid = os.getpid()
+        self._core = Core(self._settings, clock=self._clock, tell=self._tell)
         self._hands = AsyncHands(
-            Builders(identity, settings.schema, table),
+            self._builders,
             self._core,
-            clock=clock,
+            clock=self._clock,
             tell=self._tell,
             resting=self._keep_place,
         )
         self._saved_at = 0.0
         self._is_in_pass = False
         self._task: asyncio.Task[None] | None = None
-        self._pid: int | None = None
         self._asked_to_stop = asyncio.Event()
         self._fatal: BaseException | None = None
+
+    def _leave_parent(self) -> None:
+        """A fork has no part in what its parent was doing: neither its pass nor its lease."""
+        if self._pid != os.getpid():
+            self._begin_anew()
 
     def __repr__(self) -> str:
         """Show what it verifies, and how that goes."""
@@ -171,6 +181,8 @@ class AsyncServerSideVerification:
         They are JSON-able (`to_json()`, `KeyRange.from_json()`), so that they can be the jobs of a
         queue, for workers anywhere.
         """
+        check_count("count", count)
+        self._leave_parent()
         return await self._hands.run(self._core.key_ranges(count))
 
     async def run_range(self, key_range: KeyRange, *, dry_run: bool = False) -> Report:
@@ -178,6 +190,7 @@ class AsyncServerSideVerification:
         return await self._here_and_now(dry_run=dry_run, only=key_range)
 
     async def _here_and_now(self, *, dry_run: bool, only: KeyRange | None = None) -> Report:
+        self._leave_parent()
         try:
             return await self._one_pass(dry_run=dry_run, only=only)
         finally:
@@ -202,7 +215,8 @@ class AsyncServerSideVerification:
     async def _whole_pass(self, *, dry_run: bool, only: KeyRange | None) -> Report:
         run: PassRun | None = None
         try:
-            saved = None if only is not None else self._core.resume(await self._load_place())
+            is_whole = self._core.is_whole(dry_run=dry_run, only=only)
+            saved = self._core.resume(await self._load_place()) if is_whole else None
             run = await self._hands.run(self._core.begin(dry_run=dry_run, only=only, saved=saved))
             await self._hands.run_all([part.run() for part in run.ranges])
         except asyncio.CancelledError:
@@ -211,34 +225,37 @@ class AsyncServerSideVerification:
                 self._core.end(run, VerificationError("stopped before the pass was complete"))
             raise
         except Exception as error:
-            await self._keep_place(at_once=True)
             failure = explained(error, self._settings.name)
-            if run is None or isinstance(failure, VerificationError):
-                if run is not None:
-                    self._core.end(run, failure)
+            if run is None:
                 raise failure from error
-            return self._core.end(run, failure)
+            await self._keep_place(at_once=True)
+            report = self._core.end(run, failure)
+            if isinstance(failure, VerificationError):
+                raise failure from error
+            return report
         report = self._core.end(run, None)
-        await self._keep_place(at_once=True)
+        if run.is_whole:
+            await self._keep_place(at_once=True)
         return report
 
     # --- life -------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Begin a first pass at once, in the background, then one per `interval`."""
+        self._leave_parent()
         if self.is_active():
             return
         self._asked_to_stop.clear()
         self._fatal = None
-        self._pid = os.getpid()
         self._task = asyncio.ensure_future(self._live())
 
     async def stop(self, timeout: float = 10.0) -> bool:  # noqa: ASYNC109
         """End the pass; the cursor is kept. False if that took longer than `timeout` seconds."""
         check_number("timeout", timeout, at_least=0)
+        self._leave_parent()
         self._asked_to_stop.set()
         task = self._task
-        if task is None or self._pid != os.getpid() or task is asyncio.current_task():
+        if task is None or task is asyncio.current_task():
             return True
         task.cancel()
         await asyncio.wait([task], timeout=timeout)
@@ -280,6 +297,7 @@ class AsyncServerSideVerification:
 
     def get_stats(self) -> VerificationStats:
         """A snapshot, from memory."""
+        self._leave_parent()
         return self._core.stats(self._state())
 
     async def __aenter__(self) -> Self:

@@ -1,6 +1,5 @@
 """A verification without its colour: what a pass consists of, and what is kept between passes."""
 
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -40,6 +39,7 @@ class PassRun:
     began: float
     marker: Any
     is_full: bool
+    is_whole: bool
 
     @property
     def report(self) -> Report:
@@ -61,8 +61,6 @@ class Core:
         self._fights = Fights()
         self._marker: Any = None
         self._passes = 0
-        self._saved: Mapping[str, Any] = {}
-        self._lock = threading.Lock()
         self.run: PassRun | None = None
 
     # --- a pass -----------------------------------------------------------------------------------
@@ -90,7 +88,10 @@ class Core:
         yield from self._look_for_xmin(table)
         places = _places(saved) if only is None else None
         is_full = self._is_full_due(saved) or only is not None
+        is_whole = self.is_whole(dry_run=dry_run, only=only)
         marker = yield from self._new_marker()
+        if saved is not None and saved.get("next") is not None:
+            marker = saved["next"]  # what changed since then may lie before our place
         since = [] if is_full else self._since()
         report.is_incremental = bool(since)
         if places is None:
@@ -102,22 +103,28 @@ class Core:
             for key_range, last in places
         ]
         keys = [key_range for key_range, _ in places]
-        self.run = PassRun(ranges, keys, tally, self._clock(), marker, is_full)
+        self.run = PassRun(ranges, keys, tally, self._clock(), marker, is_full, is_whole)
         self._tell(PassStarted(table=settings.name, is_full=is_full))
         return self.run
+
+    def is_whole(self, *, dry_run: bool, only: KeyRange | None) -> bool:
+        """Whether a pass counts: it goes through all, and fixes what this verification fixes."""
+        return only is None and (self.settings.dry_run or not dry_run)
 
     def end(self, run: PassRun, error: BaseException | None) -> Report:
         """Close the books of a pass."""
         report = run.report
         report.seconds = self._clock() - run.began
+        if error is not None:
+            report.failure = f"{type(error).__name__}: {_told(error)}"
         self.run = None
         self.counts.ended(report, self._clock())
         if error is not None:
-            report.failure = f"{type(error).__name__}: {_told(error)}"
             self._tell(PassFailed(table=report.table, reason=type(error).__name__))
             return report
-        self._passes += 1
-        self._marker = run.marker if run.marker is not None else self._marker
+        if run.is_whole:
+            self._passes += 1
+            self._marker = run.marker if run.marker is not None else self._marker
         self._tell(
             PassCompleted(
                 table=report.table,
@@ -177,8 +184,8 @@ class Core:
     def _is_full_due(self, saved: Mapping[str, Any] | None) -> bool:
         if self.settings.changed_since is None or self._marker is None:
             return True
-        if saved is not None and saved.get("is_full"):
-            return True
+        if saved is not None and "is_full" in saved:
+            return bool(saved["is_full"])
         return self._passes % self.settings.full_every == 0
 
     def _new_marker(self) -> Plan[Any]:
@@ -211,16 +218,26 @@ class Core:
     # --- the cursor -------------------------------------------------------------------------------
 
     def place(self) -> dict[str, Any] | None:
-        """Where the pass under way is, for a new process to go on from; None when there is none."""
+        """For a new process to go on from: where the pass under way is, and what is verified.
+
+        None while a pass is under way that does not count.
+        """
         run = self.run
-        about = {"format": _FORMAT, "table": self.settings.name, "marker": self._marker}
+        about = {
+            "format": _FORMAT,
+            "table": self.settings.name,
+            "marker": self._marker,
+            "passes": self._passes,
+        }
         if run is None:
             return {**about, "ranges": None}
+        if not run.is_whole:
+            return None
         ranges = [
             {"range": keys.to_json(), "last": part.last}
             for keys, part in zip(run.keys, run.ranges, strict=True)
         ]
-        return {**about, "ranges": ranges, "is_full": run.is_full}
+        return {**about, "ranges": ranges, "is_full": run.is_full, "next": run.marker}
 
     def resume(self, saved: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
         """Take up what `place()` had saved; raises `VerificationError` for another's cursor."""
@@ -232,6 +249,7 @@ class Core:
                 f"each a cursor of its own, or delete this one to begin anew"
             )
         self._marker = saved.get("marker")
+        self._passes = saved.get("passes", 0)
         return saved if saved.get("ranges") else None
 
     def failed(self, error: Exception) -> None:

@@ -54,20 +54,13 @@ class PageSize:
     def __init__(self, size: int) -> None:
         self.size = size
         self._largest = max(size, _LARGEST)
-        self._asked = size
 
-    def took(self, rows: int, seconds: float) -> None:
+    def took(self, seconds: float) -> None:
         """A page that was followed by another one came back."""
         if seconds > TARGET:
-            self.size = max(_SMALLEST, int(self.size * TARGET / seconds))
+            self.size = max(min(self.size, _SMALLEST), int(self.size * TARGET / seconds))
         elif seconds < TARGET / 2:
             self.size = min(self._largest, max(self.size + 1, int(self.size * _GROWTH)))
-        del rows
-
-    def cut(self, rows: int) -> None:
-        """A page was shorter than asked for and yet not the last one: the server has a cap."""
-        self._largest = max(1, rows)
-        self.size = min(self.size, self._largest)
 
     def timed_out(self) -> bool:
         """A page took too long; False when it cannot be any smaller."""

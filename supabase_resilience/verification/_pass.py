@@ -5,7 +5,7 @@ interfering with an app that is half-way through writing: fixers without it made
 needless fixes in a minute (measured), with it none.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -46,7 +46,7 @@ class Way:
 
 @dataclass(slots=True)
 class _Flag:
-    """A row that looks broken; looked at again at `due`."""
+    """A row that looks broken; looked at again at `due`. Unsure: whether its fix was written."""
 
     rule: Rule
     key: Any
@@ -55,6 +55,7 @@ class _Flag:
     reason: str
     place: int
     rounds: int = 1
+    is_unsure: bool = False
 
 
 class RangePass:
@@ -82,6 +83,8 @@ class RangePass:
         self._places: dict[int, dict[str, Any] | None] = {}
         self._place = 0
         self._scanned = last
+        self._widest = 1
+        self._written: Counter[Any] = Counter()
 
     def run(self) -> Plan[None]:
         """Check every row of the range."""
@@ -103,6 +106,7 @@ class RangePass:
             asked = size.size
             ticket = yield Begin(self._read(pushed, page.rows[-1], size.size))
             self._enter_page()
+            self._widest = max(self._widest, len(page.rows))
             for rule in rules:
                 self._judge(rule, page.rows)
             self._scanned = page.rows[-1]
@@ -170,7 +174,7 @@ class RangePass:
                 asked = size.size
                 ticket = yield Begin(self._read(pushed, self._scanned, asked))
             else:
-                size.took(len(page.rows), page.seconds)
+                size.took(page.seconds)
                 return page
 
     def _judge(self, rule: Rule, rows: Iterable[dict[str, Any]]) -> None:
@@ -201,11 +205,22 @@ class RangePass:
             if wait > 0:
                 yield Wait(wait)
                 continue
-            now = self._clock()
-            due: list[_Flag] = []
-            while self._flags and self._flags[0].due <= now and len(due) < KEYS_PER_READ:
-                due.append(self._flags.popleft())
-            yield from self._confirm(due)
+            yield from self._confirm(self._take_due())
+
+    def _take_due(self) -> list[_Flag]:
+        """Flags to look at in one read: one of a row, as a fix for it changes what others see."""
+        now, later = self._clock(), list[_Flag]()
+        due: dict[Any, _Flag] = {}
+        # More rows than came in a page might not come: the server may have a cap.
+        most = min(KEYS_PER_READ, self._widest)
+        while self._flags and self._flags[0].due <= now and len(due) < most:
+            flag = self._flags.popleft()
+            if flag.key in due:
+                later.append(flag)
+            else:
+                due[flag.key] = flag
+        self._flags.extendleft(reversed(later))
+        return list(due.values())
 
     def _is_worth_a_look(self) -> bool:
         """Whether many flags are due, or one for long: a read for each would double the reads."""
@@ -224,18 +239,17 @@ class RangePass:
                 self._tally.settled(flag.rule)
             elif self._table.stamp(row, flag.rule) != flag.stamp:
                 self._again(flag, row, judgment)
-            else:
-                self._tally.confirmed(flag.rule)
-                if (yield from self._treat(flag, row)):
-                    fixed.append(flag)
-            if len(fixed) >= _FIXES_AT_ONCE:
+            elif (yield from self._treat(flag, row)):
+                fixed.append(flag)
+            # In an outage it is the look that waits for the end, not the next write that fails.
+            if len(fixed) >= _FIXES_AT_ONCE or (fixed and flag.is_unsure):
                 yield from self._verify(fixed)
                 fixed.clear()
                 yield Wait(0.0)  # whoever wants to stop needs not wait for all of them
         yield from self._verify(fixed)
 
     def _again(self, flag: _Flag, row: dict[str, Any], judgment: Judgment) -> None:
-        if flag.rounds >= _ROUNDS:
+        if flag.rounds >= _ROUNDS + self._written[flag.key]:  # what we write is no unrest
             self._tally.fate(flag.rule, flag.key, "unsettled", "it changes all the time")
         else:
             self._flag(flag.rule, row, judgment.reason, flag)
@@ -265,9 +279,11 @@ class RangePass:
         return rule.judge(self._table.visible(row))
 
     def _by_key(self, pushed: Rule | None, keys: Iterable[Any]) -> Plan[dict[Any, dict[str, Any]]]:
-        unique = list(dict.fromkeys(keys))
-        answer = yield Read(self._table.with_keys(unique), pushed)
-        return {self._table.key_of(row): row for row in answer}
+        found: dict[Any, dict[str, Any]] = {}
+        for select in self._table.reads_of(list(dict.fromkeys(keys))):
+            rows = yield Read(select, pushed)
+            found.update((self._table.key_of(row), row) for row in rows)
+        return found
 
     # --- fixing -----------------------------------------------------------------------------------
 
@@ -289,6 +305,9 @@ class RangePass:
         )
         if fate is not None:
             self._tally.fate(rule, flag.key, fate, reason)
+        else:
+            self._written[flag.key] += 1
+        flag.is_unsure = fate is None and bool(reason)
         return fate is None
 
     def _repair(self, key: Any) -> Plan[tuple[Fate | None, str]]:
@@ -326,9 +345,15 @@ class RangePass:
         found = yield from self._look_again(flags)
         for flag, (row, judgment) in zip(flags, found, strict=True):
             if row is not None and judgment.state != "right":
-                self._tally.fate(flag.rule, flag.key, "fix_failed", "it is still broken")
+                self._not_fixed(flag, row, judgment)
             else:
                 self._tally.fate(flag.rule, flag.key, "fixed", flag.reason)
+
+    def _not_fixed(self, flag: _Flag, row: dict[str, Any], judgment: Judgment) -> None:
+        if flag.is_unsure and judgment.state == "broken" and flag.rounds < _ROUNDS:
+            self._flag(flag.rule, row, judgment.reason, flag)
+        else:
+            self._tally.fate(flag.rule, flag.key, "fix_failed", "it is still broken")
 
 
 def _nothing(_: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 from pydantic import BaseModel, ValidationError
 
-from supabase_resilience._checks import check_callable, check_text
+from supabase_resilience._checks import check_callable, check_text, is_async
 
 __all__ = ["SKIP", "Judgment", "Row", "Rule", "Severity", "check_rules", "suspects"]
 
@@ -69,6 +69,9 @@ class Rule:
         for argument, value in (("check", check), ("violates", violates), ("fix", fix)):
             if value is not None:
                 check_callable(argument, value)
+        for argument, value in (("check", check), ("violates", violates)):
+            if is_async(value):
+                raise TypeError(f"{argument} must not be a coroutine function: nobody awaits it")
         if severity not in {"error", "warning"}:
             raise ValueError(f"severity must be 'error' or 'warning', got {severity!r}")
         self.name = name

@@ -9,7 +9,7 @@ from typing import Any, Self
 from supabase import Client
 
 from supabase_resilience._builders import Builders
-from supabase_resilience._checks import check_number
+from supabase_resilience._checks import check_count, check_number
 from supabase_resilience._clock import Clock, monotonic
 from supabase_resilience._identity import Token, check_token, identity_of, wrong_client
 from supabase_resilience._signals import handled_signals
@@ -31,6 +31,7 @@ __all__ = ["ServerSideVerification"]
 _SAVE_EVERY = 2.0
 _LEASE_AGAIN = 5.0
 _RELEASE_WITHIN = 2.0
+_STOPPED = "stopped before the pass was complete"
 
 
 class ServerSideVerification:
@@ -132,24 +133,34 @@ class ServerSideVerification:
             only_between=only_between,
             on_event=on_event,
         )
-        identity = identity_of(client, token, unguarded="verification")
         self._settings = settings
         self._clock = clock
         self._tell = teller(on_event)
-        self._core = Core(settings, clock=clock, tell=self._tell)
+        self._builders = Builders(
+            identity_of(client, token, unguarded="verification"), settings.schema, table
+        )
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self._pid = os.getpid()
+        self._core = Core(self._settings, clock=self._clock, tell=self._tell)
         self._hands = Hands(
-            Builders(identity, settings.schema, table),
+            self._builders,
             self._core,
-            clock=clock,
+            clock=self._clock,
             tell=self._tell,
             resting=self._keep_place,
         )
         self._saved_at = 0.0
         self._pass_lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._pid: int | None = None
         self._asked_to_stop = threading.Event()
         self._fatal: BaseException | None = None
+
+    def _leave_parent(self) -> None:
+        """A fork has no part in what its parent was doing: neither its pass nor its lease."""
+        if self._pid != os.getpid():
+            self._begin_anew()
 
     def __repr__(self) -> str:
         """Show what it verifies, and how that goes."""
@@ -172,6 +183,8 @@ class ServerSideVerification:
         They are JSON-able (`to_json()`, `KeyRange.from_json()`), so that they can be the jobs of a
         queue, for workers anywhere.
         """
+        check_count("count", count)
+        self._leave_parent()
         return self._hands.run(self._core.key_ranges(count))
 
     def run_range(self, key_range: KeyRange, *, dry_run: bool = False) -> Report:
@@ -179,8 +192,13 @@ class ServerSideVerification:
         return self._here_and_now(dry_run=dry_run, only=key_range)
 
     def _here_and_now(self, *, dry_run: bool, only: KeyRange | None = None) -> Report:
+        self._leave_parent()
+        if not self.is_active():
+            self._hands.stopping.clear()
         try:
             return self._one_pass(dry_run=dry_run, only=only)
+        except Stopped:
+            raise VerificationError(_STOPPED) from None
         finally:
             if not self.is_active():
                 self._release()
@@ -189,7 +207,6 @@ class ServerSideVerification:
         if not self._pass_lock.acquire(blocking=False):
             raise VerificationError(f"a pass over {self._settings.name} is under way already")
         try:
-            self._hands.stopping.clear()
             self._take_lease()
             return self._whole_pass(dry_run=dry_run, only=only)
         finally:
@@ -203,36 +220,39 @@ class ServerSideVerification:
     def _whole_pass(self, *, dry_run: bool, only: KeyRange | None) -> Report:
         run: PassRun | None = None
         try:
-            saved = None if only is not None else self._core.resume(self._load_place())
+            is_whole = self._core.is_whole(dry_run=dry_run, only=only)
+            saved = self._core.resume(self._load_place()) if is_whole else None
             run = self._hands.run(self._core.begin(dry_run=dry_run, only=only, saved=saved))
             self._hands.run_all([part.run() for part in run.ranges])
         except Stopped:
-            self._keep_place(at_once=True)
             if run is None:
                 raise
-            return self._core.end(run, VerificationError("stopped before the pass was complete"))
-        except Exception as error:
             self._keep_place(at_once=True)
+            return self._core.end(run, VerificationError(_STOPPED))
+        except Exception as error:
             failure = explained(error, self._settings.name)
-            if run is None or isinstance(failure, VerificationError):
-                if run is not None:
-                    self._core.end(run, failure)
+            if run is None:
                 raise failure from error
-            return self._core.end(run, failure)
+            self._keep_place(at_once=True)
+            report = self._core.end(run, failure)
+            if isinstance(failure, VerificationError):
+                raise failure from error
+            return report
         report = self._core.end(run, None)
-        self._keep_place(at_once=True)
+        if run.is_whole:
+            self._keep_place(at_once=True)
         return report
 
     # --- life -------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Begin a first pass at once, in the background, then one per `interval`."""
+        self._leave_parent()
         if self.is_active():
             return
         self._asked_to_stop.clear()
         self._hands.stopping.clear()
         self._fatal = None
-        self._pid = os.getpid()
         self._thread = threading.Thread(
             target=self._live, name=f"verification {self._settings.name}", daemon=True
         )
@@ -241,10 +261,11 @@ class ServerSideVerification:
     def stop(self, timeout: float = 10.0) -> bool:
         """End after the row that is being fixed; the cursor is kept. False if that took longer."""
         check_number("timeout", timeout, at_least=0)
+        self._leave_parent()
         self._asked_to_stop.set()
         self._hands.stopping.set()
         thread = self._thread
-        if thread is None or self._pid != os.getpid() or thread is threading.current_thread():
+        if thread is None or thread is threading.current_thread():
             return True
         thread.join(timeout)
         return not thread.is_alive()
@@ -279,6 +300,7 @@ class ServerSideVerification:
 
     def get_stats(self) -> VerificationStats:
         """A snapshot, from memory."""
+        self._leave_parent()
         return self._core.stats(self._state())
 
     def __enter__(self) -> Self:
@@ -302,7 +324,7 @@ class ServerSideVerification:
             try:
                 self._one_pass(dry_run=False)
             except Stopped:
-                return
+                break
             except VerificationError as error:
                 wait = min(wait, self._after(error))
             except Exception as error:  # noqa: BLE001 - the next pass may do

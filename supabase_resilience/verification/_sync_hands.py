@@ -72,13 +72,12 @@ class Hands:
             in_thread("verification range", functools.partial(self._part, plan, failed))
             for plan in plans[1:]
         ]
-        try:
-            self._part(plans[0], failed)
-        finally:
-            for part in ranges:
-                part.exception()  # nobody is left behind
-        for part in ranges:
-            part.result()
+        first = settle(Future[None](), functools.partial(self._part, plans[0], failed))
+        # Whoever was only stopped by another's error has nothing to say.
+        errors = [each.exception() for each in (first, *ranges)]  # nobody is left behind
+        told = [error for error in errors if error is not None]
+        if told:
+            raise min(told, key=lambda error: isinstance(error, Stopped))
 
     def _part(self, plan: Plan[None], failed: threading.Event) -> None:
         try:
@@ -242,12 +241,14 @@ class _Later:
 def in_thread(name: str, work: Callable[[], T]) -> "Future[T]":
     """Do it on a thread that does not keep the process alive, as those of an executor would."""
     future: Future[T] = Future()
+    threading.Thread(target=settle, args=(future, work), name=name, daemon=True).start()
+    return future
 
-    def do() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:  # noqa: BLE001 - it belongs to whoever asks for the result
-            future.set_exception(error)
 
-    threading.Thread(target=do, name=name, daemon=True).start()
+def settle(future: "Future[T]", work: Callable[[], T]) -> "Future[T]":
+    """Do it, here and now."""
+    try:
+        future.set_result(work())
+    except BaseException as error:  # noqa: BLE001 - it belongs to whoever asks for the result
+        future.set_exception(error)
     return future

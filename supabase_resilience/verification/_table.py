@@ -1,7 +1,9 @@
 """The table that is verified: its key, what a row is recognised by, and how one is written."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 from supabase_resilience._queries import Condition, Select, all_of, named, quoted
 from supabase_resilience.verification._rules import Rule
@@ -9,6 +11,8 @@ from supabase_resilience.verification._rules import Rule
 __all__ = ["XMIN", "Table"]
 
 XMIN = "xmin"
+_LONGEST = 8_000
+"""Bytes that keys may take in an URL: gateways refuse those of 16 KB."""
 
 
 class Table:
@@ -49,12 +53,30 @@ class Table:
 
     def with_keys(self, keys: Sequence[Any]) -> Select:
         """The rows that have one of these keys."""
+        listed = ",".join(map(self._listed, keys))
         if len(self.key) == 1:
-            values = ",".join(map(quoted, keys))
-            return Select(self._columns, where=[(self.key[0], "in", f"({values})")])
-        pairs = (zip(self.key, key, strict=True) for key in keys)
-        any_of = (all_of([f"{named(c)}.eq.{quoted(v)}" for c, v in pair]) for pair in pairs)
-        return Select(self._columns, any_of=",".join(any_of))
+            return Select(self._columns, where=[(self.key[0], "in", f"({listed})")])
+        return Select(self._columns, any_of=listed)
+
+    def reads_of(self, keys: Sequence[Any]) -> Iterator[Select]:
+        """The same, in as many reads as it takes for their URLs to be short enough."""
+        some: list[Any] = []
+        length = 0
+        for key in keys:
+            more = len(quote(self._listed(key)))
+            if some and length + more > _LONGEST:
+                yield self.with_keys(some)
+                some, length = [], 0
+            some.append(key)
+            length += more
+        if some:
+            yield self.with_keys(some)
+
+    def _listed(self, key: Any) -> str:
+        if len(self.key) == 1:
+            return quoted(key)
+        pair = zip(self.key, key, strict=True)
+        return all_of([f"{named(column)}.eq.{quoted(value)}" for column, value in pair])
 
     def unchanged(self, row: Mapping[str, Any], rule: Rule) -> list[Condition]:
         """The conditions under which the row is still the one that was judged."""
@@ -68,4 +90,6 @@ def _equals(column: str, value: Any) -> Condition:
         return column, "is", "null"
     if value is True or value is False:
         return column, "is", "true" if value else "false"
+    if isinstance(value, dict | list):  # of a jsonb column; an array is no JSON, and is refused
+        return column, "eq", json.dumps(value)
     return column, "eq", str(value)

@@ -4,7 +4,7 @@ Ranges are scanned side by side, on threads in a sync verification, so a lock ke
 """
 
 import threading
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -57,7 +57,6 @@ class Tally:
         self._max_fixes = max_fixes
         self._max_share = max_share
         self._tell = tell
-        self._confirmed: Counter[str] = Counter()
         self._lock = threading.Lock()
 
     def checked(self, rows: int) -> None:
@@ -74,11 +73,6 @@ class Tally:
         """It was right when looked at again."""
         with self._lock:
             self.report.rule(rule.name, rule.severity).settled += 1
-
-    def confirmed(self, rule: Rule) -> None:
-        """It was unchanged and still broken."""
-        with self._lock:
-            self._confirmed[rule.name] += 1
 
     def is_sample_enough(self) -> bool:
         """Whether so many rows were seen that a share of them says something."""
@@ -103,12 +97,13 @@ class Tally:
     def _reason_to_abort(self, rule: Rule) -> str | None:
         if self.fixes >= self._max_fixes:
             return f"fixing stopped after max_fixes={self._max_fixes}"
-        broken = self._confirmed[rule.name]
+        counts = self.report.rules[rule.name]
+        broken = counts.flagged - counts.settled
         seen = self.report.rows if rule.violates is None else self.total
         # A handful says nothing about a rule, however small the table is.
         if seen is not None and broken > _HANDFUL and broken > self._max_share * seen:
             return (
-                f"fixing stopped: {broken} of {seen} rows break rule {rule.name!r}, more than "
+                f"fixing stopped: {broken} of {seen} rows seem to break {rule.name!r}, more than "
                 f"max_share={self._max_share:g}; is the rule right?"
             )
         return None

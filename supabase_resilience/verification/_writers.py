@@ -6,6 +6,7 @@ from typing import Any, Protocol
 from postgrest.exceptions import APIError
 
 from supabase_resilience._queries import Rpc
+from supabase_resilience.failures import classify
 from supabase_resilience.verification._commands import Plan, Read, Write
 from supabase_resilience.verification._lease import Lease
 from supabase_resilience.verification._report import Fate
@@ -16,6 +17,7 @@ __all__ = ["FencedWriter", "PlainWriter", "Writer"]
 
 _FIX = "supabase_resilience_verification_fix"
 _FENCED_OFF = "PT409"
+_UNSURE = "the answer to the write was lost"
 Written = tuple[Fate | None, str]
 
 
@@ -29,7 +31,7 @@ class Writer(Protocol):
     def write(
         self, table: Table, rule: Rule, row: Mapping[str, Any], patch: Mapping[str, Any]
     ) -> Plan[Written]:
-        """What became of it; a fate of None: written, or perhaps, so look at it."""
+        """What became of it; a fate of None: written, or with a reason perhaps, so look at it."""
         ...
 
 
@@ -47,10 +49,10 @@ class PlainWriter:
         """What became of it."""
         try:
             written = yield Write(patch, table.unchanged(row, rule), table.key)
-        except APIError:
-            raise
-        except Exception:  # noqa: BLE001 - the answer is lost, the write perhaps not
-            return None, ""
+        except Exception as error:
+            if _is_refusal(error):
+                raise
+            return None, _UNSURE
         if written:
             return None, ""
         return (yield from _after_nothing(table, row, patch))
@@ -88,16 +90,21 @@ class FencedWriter:
                     "p_patch": dict(patch),
                 },
             )
-        except APIError as error:
-            if error.code == _FENCED_OFF:
+        except Exception as error:
+            if isinstance(error, APIError) and error.code == _FENCED_OFF:
                 self._lease.lose()
                 return "left", "the lease was lost"
-            raise
-        except Exception:  # noqa: BLE001 - the answer is lost, the write perhaps not
-            return None, ""
+            if _is_refusal(error):
+                raise
+            return None, _UNSURE
         if written:
             return None, ""
         return (yield from _after_nothing(table, row, patch))
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether nothing was written, and another try would end the same; otherwise, who knows."""
+    return isinstance(error, APIError) and not classify(error).is_outage
 
 
 def _after_nothing(table: Table, row: Mapping[str, Any], patch: Mapping[str, Any]) -> Plan[Written]:

@@ -28,12 +28,11 @@ async def pause(seconds: float) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """So many writers for so many seconds; each of `abandoned` is left after its first step."""
+    """So many writers; each of `abandoned` is left after its first step."""
 
     orders: list[int]
     abandoned: frozenset[int]
     writers: int
-    seconds: float
     seed: int
 
 
@@ -46,11 +45,12 @@ class Done:
 
 
 class App(threading.Thread):
-    """`begin()` it; `is_over` when its time is up and each order is completed or abandoned."""
+    """Writes until it is `enough`, and at least until the last one is abandoned."""
 
     def __init__(self, local: LocalSupabase, plan: Plan) -> None:
         super().__init__(name="app", daemon=True)
         self.done = Done()
+        self.enough = threading.Event()
         self._local = local
         self._plan = plan
         self._random = random.Random(plan.seed)
@@ -69,15 +69,12 @@ class App(threading.Thread):
 
     async def _live(self) -> None:
         client = await acreate_client(self._local.url, self._local.secret_key)
-        loop = asyncio.get_running_loop()
-        ends_at = loop.time() + self._plan.seconds
-        await asyncio.gather(*(self._write(client, ends_at) for _ in range(self._plan.writers)))
+        await asyncio.gather(*(self._write(client) for _ in range(self._plan.writers)))
 
-    async def _write(self, client: AsyncClient, ends_at: float) -> None:
-        loop = asyncio.get_running_loop()
+    async def _write(self, client: AsyncClient) -> None:
         for order in self._orders:
             await self._complete(client, order)
-            if loop.time() >= ends_at and self.done.abandoned >= self._plan.abandoned:
+            if self.enough.is_set() and self.done.abandoned >= self._plan.abandoned:
                 return
 
     async def _complete(self, client: AsyncClient, order: int) -> None:

@@ -1,5 +1,6 @@
 """A verifier that is killed in mid-pass: the next one goes on where its cursor says."""
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def play(
     for number in range(plan.kills):
         children.append(Child(replace(setup, number=number), directory))
         due = plan.broken * (number + 1) // (plan.kills + 1)
-        wait_until(lambda due=due: cursor.exists() and books.fixes() >= due, "it fixes")
+        wait_until(lambda due=due: has_place(cursor) and books.fixes() >= due, "it fixes")
         children[-1].kill()
     killed_amid = sum(not child.said("ends") for child in children)
     children.append(Child(replace(setup, number=plan.kills), directory))
@@ -64,6 +65,14 @@ def play(
         exactly("violations fixed more than once", 0, books.fixed_more_than_once()),
         info("what became of those of the last one", ending["fates"]),
     ]
+
+
+def has_place(cursor: Path) -> bool:
+    """Whether some pages are done for good; the first saves of a pass have nothing to say yet."""
+    if not cursor.exists():
+        return False
+    ranges = json.loads(cursor.read_text(encoding="utf-8"))["ranges"] or []
+    return any(each["last"] for each in ranges)
 
 
 def fewer(measure: str, limit: int, here: int) -> Line:

@@ -66,7 +66,7 @@ class Scene:
 
     def play(self) -> list[Line]:
         self._wait_for_fixes(self._plan.before)
-        held = self._local.faults.add(match=FIX, times=1, delay=2 * self._plan.lease + 5.0)
+        held = self._local.faults.add(match=FIX, times=1, delay=2 * self._plan.lease + 3.0)
         wait_until(lambda: held.count, "a fix is on its way")
         self._holder.freeze()
         before = self._books.fixes()

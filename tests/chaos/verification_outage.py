@@ -1,4 +1,4 @@
-"""A pass amid outages: REST and PostgreSQL are killed, answers get lost, and it goes on where it was.
+"""A pass amid outages: servers are killed, answers get lost, and it goes on where it was.
 
 Each blow is tied to progress; the server comes back once the verifier has noticed.
 """
@@ -7,7 +7,7 @@ import asyncio
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from crew import wait_until
@@ -22,9 +22,8 @@ from supabase_resilience import (
     Rule,
     ServerSideVerification,
 )
+from supabase_resilience.events import PassPaused, PassResumed
 from supabase_resilience.local import LocalSupabase
-
-PAUSED = "verification.pass_paused"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,25 +38,33 @@ class Plan:
     seed: int
 
 
-@dataclass(kw_only=True)
 class Witness:
-    """What the rule was asked, and what was told."""
+    """What the rule was asked, and how often the pass had to wait for a server."""
 
-    judged: Counter[int] = field(default_factory=Counter)
-    told: Counter[str] = field(default_factory=Counter)
+    def __init__(self) -> None:
+        self.judged: Counter[int] = Counter()
+        self.outages = 0
+        self.recoveries = 0
+        self._reasons: dict[object, str] = {}
 
     def is_right(self, row: Mapping[str, Any]) -> bool:
         self.judged[row["id"]] += 1
         return row["status"] != "completed" or row["completion_date"] is not None
 
     def hear(self, event: Event) -> None:
-        self.told[f"{event.name} {getattr(event, 'reason', '')}".strip()] += 1
+        if isinstance(event, PassPaused):
+            self._reasons[_who()] = event.reason
+            self.outages += event.reason != "throttle"
+        elif isinstance(event, PassResumed):
+            self.recoveries += self._reasons.pop(_who()) != "throttle"
 
-    def outages(self) -> int:
-        return sum(n for what, n in self.told.items() if what.startswith(PAUSED)) - self.pauses()
 
-    def pauses(self) -> int:
-        return self.told[f"{PAUSED} throttle"]
+def _who() -> object:
+    """The thread or task that waits."""
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return threading.get_ident()
 
 
 class Verifier(threading.Thread):
@@ -113,12 +120,28 @@ def run(plan: Plan) -> list[Line]:
         verifier.start()
         struck = strike(plan, local, books, witness, verifier)
         report = verifier.ended()
-        return lines(plan, books, witness, report, [*struck, lost.count], set(broken))
+        never_flagged = [n for n in range(1, plan.orders + 1) if n not in broken]
+        return [
+            exactly("servers killed in mid-pass", 4, struck),
+            exactly("rows checked", plan.orders, report.rows),
+            exactly(
+                "rows that were right, and checked but once",
+                len(never_flagged),
+                sum(witness.judged[n] == 1 for n in never_flagged),
+            ),
+            exactly("violations fixed, by the report", plan.broken, report.fixed),
+            exactly("fixes, by the database", plan.broken, books.fixes()),
+            exactly("violations fixed more than once", 0, books.fixed_more_than_once()),
+            exactly("exit code", 0, report.exit_code),
+            info("answers lost besides", lost.count),
+            info("times the pass had to wait for a server", witness.outages),
+            info("seconds", round(report.seconds)),
+        ]
 
 
 def strike(
     plan: Plan, local: LocalSupabase, books: Books, witness: Witness, verifier: Verifier
-) -> list[int]:
+) -> int:
     """Each server is killed amid the scan, and once more amid the fixing; how often, in all."""
     moments: list[tuple[Callable[[], int], int, Any]] = [
         (lambda: len(witness.judged), plan.orders // 5, local.rest),
@@ -131,29 +154,10 @@ def strike(
         wait_until(lambda p=progress, a=at: p() >= a or not verifier.is_alive(), "progress")
         if not verifier.is_alive():
             break
-        before = witness.outages()
+        before = witness.outages
         server.kill()
-        wait_until(lambda b=before: witness.outages() > b or not verifier.is_alive(), "it notices")
+        wait_until(lambda b=before: witness.outages > b or not verifier.is_alive(), "it notices")
         server.start()
         struck += 1
-    return [struck]
-
-
-def lines(
-    plan: Plan, books: Books, witness: Witness, report: Report, struck: list[int], broken: set[int]
-) -> list[Line]:
-    never_flagged = [witness.judged[n] for n in range(1, plan.orders + 1) if n not in broken]
-    kills, lost = struck
-    return [
-        exactly("servers killed in mid-pass", 4, kills),
-        exactly("rows checked", plan.orders, report.rows),
-        exactly("rows that were right, and checked but once", len(never_flagged),
-                never_flagged.count(1)),
-        exactly("violations fixed, by the report", plan.broken, report.fixed),
-        exactly("fixes, by the database", plan.broken, books.fixes()),
-        exactly("violations fixed more than once", 0, books.fixed_more_than_once()),
-        exactly("exit code", 0, report.exit_code),
-        info("answers lost besides", lost),
-        info("times the pass had to wait for a server", witness.outages()),
-        info("seconds", round(report.seconds)),
-    ]  # fmt: skip
+        wait_until(lambda: witness.recoveries == witness.outages, "it goes on")
+    return struck

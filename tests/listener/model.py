@@ -341,6 +341,10 @@ class History:
             consumer.rows = self._table()
         elif self.case.start_from == "beginning" and not self.case.key_diff:
             return
+        if self.case.filter is not None:
+            # Of a row that was told gone and then came and left unseen no second end is told.
+            gone = cast("RowLedger", follower.ledger)._gone
+            consumer.rows = {key: row for key, row in consumer.rows.items() if key not in gone}
         if self.case.key_diff:
             # A comparison of keys can't tell the end of what was never seen.
             ledger = cast("RowLedger", follower.ledger)

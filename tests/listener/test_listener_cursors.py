@@ -84,19 +84,7 @@ def test_a_new_process_goes_on(bench, tmp_path, level, kind):
     assert "newest" in life.hear(1).names.values()
 
 
-@pytest.mark.parametrize(
-    "level",
-    [
-        pytest.param(
-            VERSIONED,
-            marks=pytest.mark.xfail(
-                strict=True, reason="rows that are read for another handler are told to all"
-            ),
-        ),
-        CHANGE_LOG,
-    ],
-    ids=["versioned", "change_log"],
-)
+@migrated
 def test_each_handler_has_its_own_place(bench, level):
     """One that comes later begins where `start_from` says."""
     table = bench.table(level)

@@ -56,6 +56,21 @@ def sql(*arguments: str) -> str:
     return printed.getvalue()
 
 
+class Leaping:
+    """A clock that goes on by `step` seconds whenever it is looked at: no wait takes long."""
+
+    def __init__(self, step: float = 10.0) -> None:
+        self._ticks = itertools.count()
+        self._step = step
+        self._now = 1000.0
+
+    def __call__(self) -> float:
+        return self._now + self._step * next(self._ticks)
+
+    def jump(self, seconds: float) -> None:
+        self._now += seconds
+
+
 # --- colours --------------------------------------------------------------------------------------
 
 
@@ -176,7 +191,7 @@ class Table:
         self.local = local
         self.schema = schema
         self.name = f"orders{next(_numbers)}"
-        self.connection = psycopg.connect(local.dsn, autocommit=True)
+        self._owner: psycopg.Connection[Any] | None = None
         self.run(f"create table {{}} ({columns})")
         self.offer()
 
@@ -192,7 +207,7 @@ class Table:
     def run(self, query: str, *given: Any) -> list[tuple[Any, ...]]:
         """Run SQL as the owner; `{}` is the table."""
         text = query.replace("{}", f'"{self.schema}"."{self.name}"')
-        done = self.connection.execute(text.encode(), given or None)
+        done = self._connection().execute(text.encode(), given or None)
         return done.fetchall() if done.description else []
 
     def fill(self, count: int, broken: Iterable[int] = ()) -> None:
@@ -217,8 +232,27 @@ class Table:
         query = "select id from {} where status = 'done' and done_at is null order by id"
         return [key for (key,) in self.run(query)]
 
+    def count_writes(self) -> None:
+        """From now on each row counts how often it was updated."""
+        self.run(
+            f"""
+            alter table {{}} add writes int not null default 0;
+            create function {self.name}_count() returns trigger language plpgsql as
+              $$ begin new.writes := old.writes + 1; return new; end $$;
+            create trigger count before update on {{}}
+              for each row execute function {self.name}_count()
+            """
+        )
+        self.local.rest.reload()
+
+    def _connection(self) -> psycopg.Connection[Any]:
+        if self._owner is None or self._owner.broken or self._owner.closed:
+            self._owner = psycopg.connect(self.local.dsn, autocommit=True)
+        return self._owner
+
     def close(self) -> None:
-        self.connection.close()
+        if self._owner is not None:
+            self._owner.close()
 
 
 # --- rules ----------------------------------------------------------------------------------------
