@@ -61,6 +61,7 @@ class Core:
         self._fights = Fights()
         self._marker: Any = None
         self._passes = 0
+        self._ended_with: BaseException | None = None
         self.run: PassRun | None = None
 
     # --- a pass -----------------------------------------------------------------------------------
@@ -118,6 +119,7 @@ class Core:
         if error is not None:
             report.failure = f"{type(error).__name__}: {_told(error)}"
         self.run = None
+        self._ended_with = error
         self.counts.ended(report, self._clock())
         if error is not None:
             self._tell(PassFailed(table=report.table, reason=type(error).__name__))
@@ -253,7 +255,9 @@ class Core:
         return saved if saved.get("ranges") else None
 
     def failed(self, error: Exception) -> None:
-        """A pass could not even begin."""
+        """A pass could not even begin; the error of one that has ended was told already."""
+        if error is self._ended_with:
+            return
         self.counts.failed_passes += 1
         self._tell(PassFailed(table=self.settings.name, reason=str(error) or type(error).__name__))
 

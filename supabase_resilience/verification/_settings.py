@@ -92,8 +92,7 @@ class Settings:
     def __post_init__(self) -> None:
         check_text("table", self.table)
         check_text("schema", self.schema)
-        for column in self.key or ("",):
-            check_text("id_column", column)
+        _check_key(self.id_column)
         check_seconds("interval", self.interval)
         check_number("grace", self.grace, at_least=0)
         check_number("overlap", self.overlap, at_least=0)
@@ -140,3 +139,13 @@ class Settings:
             grace=self.grace,
             is_dry_run=is_dry_run or self.dry_run,
         )
+
+
+def _check_key(id_column: Any) -> None:
+    if not isinstance(id_column, str | Sequence):
+        raise TypeError(f"id_column must be a string or a tuple of them, got {id_column!r}")
+    columns = [id_column] if isinstance(id_column, str) else id_column
+    for column in columns or ("",):
+        check_text("id_column", column)
+    if len(set(columns)) < len(columns):
+        raise ValueError(f"id_column must name each column once, got {id_column!r}")

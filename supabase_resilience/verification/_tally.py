@@ -112,7 +112,8 @@ class Tally:
         """What became of a violation."""
         with self._lock:
             self.report.rule(rule.name, rule.severity)
-            self.report.add(Problem(rule.name, key, fate, reason))
+            shown = list(key) if isinstance(key, tuple) else key  # as from a file of JSON lines
+            self.report.add(Problem(rule.name, shown, fate, reason))
             if fate == "fixed":
                 self._fights.fixed(rule.name, key)
         if fate == "fixed":

@@ -85,6 +85,7 @@ def test_a_row_that_breaks_several_rules_is_fixed_for_each(bench):
     """Our own writes are not taken for those of somebody else."""
     table = bench.table("id bigint primary key, a int, b int, c int, d int, e int")
     table.run("insert into {} (id) select generate_series(1, 5)")
+    table.run("insert into {} select i, 0, 0, 0, 0, 0 from generate_series(6, 30) i")
     rules = [
         Rule(name, check=lambda row, n=name: row[n] is not None, fix=lambda _, n=name: {n: 1})
         for name in "abcde"

@@ -151,6 +151,17 @@ def test_a_refused_key_is_never_called_clean(bench):
     assert "verification.pass_failed" in bench.hook.names
 
 
+def test_a_right_that_is_missing_is_told_before_anything_is_fixed(bench):
+    """Also if it is that of the columns by which rows are swapped."""
+    table = bench.table()
+    table.fill(5, [3])
+    body = {"code": "42501", "message": "permission denied for table"}
+    bench.local.faults.add(match="select=xmin", status=403, body=body)
+    with pytest.raises(VerificationError, match="permission denied for table; grant the role"):
+        bench.verify(table)
+    assert [3] == table.broken()
+
+
 def test_an_open_circuit_is_waited_out(bench):
     """A protected client lends its breaker; the pass goes on as soon as that closes."""
     table = bench.table()
@@ -405,6 +416,33 @@ def test_what_changes_behind_an_interrupted_pass_is_found(bench):
     second = bench.verification(table, cursor=death.left, **options)
     assert {} == fates(second.run_once())
     assert {"fixed": 1} == fates(second.run_once())
+
+
+def test_an_interrupted_look_at_changes_is_resumed_as_one(bench):
+    """It was no full pass, and does not become one."""
+    table = versioned(bench, 60)
+    seen: list[int] = []
+
+    def check(row):
+        seen.append(row["id"])
+        return is_dated(row)
+
+    options = {
+        "rules": [dated(check=check)],
+        "batch_size": 10,
+        "changed_since": "ver",
+        "overlap": 40,
+        "full_every": 2,
+        "clock": Leaping(),
+    }
+    cursor = Saves()
+    death = Death(cursor, lambda: len(seen) >= 80)
+    first = bench.verification(table, cursor=cursor, throttle=death, **options)
+    assert [0, 2] == [first.run_once().exit_code for _ in range(2)]
+    second = bench.verification(table, cursor=death.left, **options)
+    resumed, full = second.run_once(), second.run_once()
+    assert (True, False) == (resumed.is_incremental, full.is_incremental)
+    assert (True, 60) == (0 < resumed.rows < 41, full.rows)
 
 
 def test_passes_that_do_not_count_are_no_reason_to_look_at_changes_only(bench):
