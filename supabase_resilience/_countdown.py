@@ -116,8 +116,8 @@ class StrictCountdown(Countdown):
         )
 
     def stop(self) -> None:
-        """The attempt is over."""
+        """The attempt is over; whoever keeps the response must not keep its task."""
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
+            self._timer = self._task = None
             self._has_struck = False

@@ -4,25 +4,33 @@ A cursor store has two methods: `load()`, what was saved last or None, and `save
 object in its place. Your own class with these two, sync or async, is a cursor store, too.
 """
 
+import asyncio
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from postgrest.exceptions import APIError
 from supabase import AsyncClient, Client
 
-from supabase_resilience._checks import check_text
+from supabase_resilience._checks import check_text, is_async
 from supabase_resilience._identity import Token, check_token, identity_of, wrong_client
 from supabase_resilience._requests import idempotent
 from supabase_resilience.errors import ResilienceError
 
-__all__ = ["AsyncTableCursor", "FileCursor", "MemoryCursor", "TableCursor"]
+__all__ = ["AsyncTableCursor", "FileCursor", "MemoryCursor", "TableCursor", "call_store"]
 
 _LOAD = "supabase_resilience_load_cursor"
 _SAVE = "supabase_resilience_save_cursor"
+
+
+async def call_store(method: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a store's method on an event loop: one that is not async may block, so on a thread."""
+    if is_async(method):
+        return await method(*arguments)
+    return await asyncio.to_thread(method, *arguments)
 
 
 class MemoryCursor:

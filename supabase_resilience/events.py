@@ -505,10 +505,10 @@ class HandlerBehind(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CursorNotSaved(Event):
-    """The positions could not be kept; a restart now would repeat more than it has to."""
+    """How far work on `table` has come could not be kept: a restart would repeat more."""
 
-    name: ClassVar[str] = "listener.cursor_not_saved"
-    listener: str
+    name: ClassVar[str] = "cursor.not_saved"
+    table: str
     reason: str
 
     @property

@@ -148,9 +148,9 @@ LOGGED: dict[Event, tuple[int, str]] = {
         logging.WARNING,
         "listener.handler_behind listener='public.orders' handler='h'",
     ),
-    CursorNotSaved(listener="public.orders", reason="OSError"): (
+    CursorNotSaved(table="public.orders", reason="OSError"): (
         logging.WARNING,
-        "listener.cursor_not_saved listener='public.orders' reason='OSError'",
+        "cursor.not_saved table='public.orders' reason='OSError'",
     ),
     PassStarted(table="public.orders", is_full=True): (
         logging.INFO,

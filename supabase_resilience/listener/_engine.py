@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from supabase_resilience._clock import Clock, monotonic
 from supabase_resilience._identity import Identity
+from supabase_resilience._telling import tell
 from supabase_resilience.errors import CircuitOpenError, ListenerError, ResilienceError
 from supabase_resilience.events import Event
 from supabase_resilience.listener._changes import Change, Shape
@@ -56,7 +57,6 @@ class Engine:
         self.settings = settings
         self._url = url
         self._apikey = apikey
-        self._identity = identity
         self._clock = clock
         self._shape = _shape_of(settings)
         self._counts = Counts()
@@ -100,6 +100,7 @@ class Engine:
         if self.stopped.is_set():
             self.stopped = asyncio.Event()
         self._moved = asyncio.Event()
+        self._positions.begin()
         self._recoverer = self._make_recoverer()
         self._fatal = None
         self._status.started()
@@ -255,10 +256,7 @@ class Engine:
 
     def tell(self, event: Event) -> None:
         """To the user's hook, whose errors change nothing."""
-        try:
-            self.settings.on_event(event)
-        except Exception:
-            _logger.exception("on_event raised for %s", event.name)
+        tell(self.settings.on_event, event)
 
     def stats(self) -> ListenerStats:
         """A snapshot."""

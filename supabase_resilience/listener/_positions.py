@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from supabase_resilience._checks import is_async
+from supabase_resilience.cursors import call_store
 from supabase_resilience.errors import ListenerError
 from supabase_resilience.events import CursorNotSaved, Event
 from supabase_resilience.listener._follower import Follower, Position
@@ -31,9 +31,13 @@ class Positions:
         self._turn = asyncio.Lock()
         self.is_loaded = self._store is None
 
+    def begin(self) -> None:
+        """The listener starts, perhaps on another loop: a lock belongs to the one it waited on."""
+        self._turn = asyncio.Lock()
+
     async def load(self) -> None:
         """Read them; raises `ListenerError` for a cursor of something else."""
-        found = await _call(self._store.load)
+        found = await call_store(self._store.load)
         if found is not None:
             saved = self._handlers_in(found)
             self._check(saved)
@@ -49,19 +53,19 @@ class Positions:
         """Keep those that have moved; what cannot be kept now is kept the next time."""
         if self._store is None or not self.is_loaded:
             return
-        moved = {
-            name: follower.acked.to_json()
-            for name, follower in followers.items()
-            if follower.is_kept and follower.acked is not None
-        }
         async with self._turn:  # an older position must not overtake a newer one
+            moved = {
+                name: follower.acked.to_json()
+                for name, follower in followers.items()
+                if follower.is_kept and follower.acked is not None
+            }
             positions = {**self._saved, **moved}
             if positions == self._saved:
                 return
             try:
-                await _call(self._store.save, {**self._about, "handlers": positions})
+                await call_store(self._store.save, {**self._about, "handlers": positions})
             except Exception as error:  # noqa: BLE001 - it is the user's store
-                self._tell(CursorNotSaved(listener=self._name, reason=type(error).__name__))
+                self._tell(CursorNotSaved(table=self._name, reason=type(error).__name__))
             else:
                 self._saved = positions
 
@@ -84,9 +88,3 @@ class Positions:
                     f"the cursor of {self._name} is damaged at {name!r}: {error}. Restore it, or "
                     "delete it to begin anew"
                 ) from error
-
-
-async def _call(method: Callable[..., Any], *arguments: Any) -> Any:
-    if is_async(method):
-        return await method(*arguments)
-    return await asyncio.to_thread(method, *arguments)

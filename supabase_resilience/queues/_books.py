@@ -4,7 +4,6 @@ It carries out nothing and waits for nothing. The drivers ask it before a job an
 """
 
 import itertools
-import logging
 import math
 import threading
 from collections import deque
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from supabase_resilience import _clock
+from supabase_resilience._telling import tell
 from supabase_resilience.errors import QueueError
 from supabase_resilience.events import (
     DuplicateSkipped,
@@ -39,8 +39,6 @@ __all__ = ["Books", "QueueState", "QueueStats"]
 QueueState = Literal["new", "running", "paused", "stopping", "stopped"]
 # Percentiles of so many jobs say enough, and are counted out in no time.
 _REMEMBERED = 1000
-
-_logger = logging.getLogger("supabase_resilience")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,10 +105,7 @@ class Books:
 
     def tell(self, event: Event) -> None:
         """Tell the hook; what it raises is logged and changes nothing."""
-        try:
-            self._on_event(event)
-        except Exception:
-            _logger.exception("on_event failed for %s", event.name)
+        tell(self._on_event, event)
 
     # --- jobs -------------------------------------------------------------------------------------
 
@@ -140,13 +135,15 @@ class Books:
         if self.brake.is_on:
             self.release_brake()
         if self._tells_successes:
-            event = JobSucceeded(
-                queue=self.queue, job=job.id, attempt=job.attempt, waited=waited, seconds=seconds
+            self.tell(
+                JobSucceeded(
+                    queue=self.queue,
+                    job=job.id,
+                    attempt=job.attempt,
+                    waited=waited,
+                    seconds=seconds,
+                )
             )
-            try:
-                self._on_event(event)
-            except Exception:
-                _logger.exception("on_event failed for %s", event.name)
 
     def raised(self, job: Job, error: BaseException) -> Settlement:
         """A handler has raised: what becomes of its job."""

@@ -1,6 +1,7 @@
 """AsyncServerSideVerification: passes over a table, as tasks on an event loop."""
 
 import asyncio
+import functools
 import os
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -9,10 +10,12 @@ from typing import Any, Self
 from supabase import AsyncClient
 
 from supabase_resilience._builders import Builders
-from supabase_resilience._checks import check_count, check_number, is_async
+from supabase_resilience._checks import check_count, check_number
 from supabase_resilience._clock import Clock, monotonic
 from supabase_resilience._identity import Token, check_token, identity_of, wrong_client
 from supabase_resilience._signals import handled_signals
+from supabase_resilience._telling import tell
+from supabase_resilience.cursors import call_store
 from supabase_resilience.errors import VerificationError
 from supabase_resilience.events import Hook, log_event
 from supabase_resilience.verification._async_hands import AsyncHands
@@ -23,7 +26,6 @@ from supabase_resilience.verification._report import Report
 from supabase_resilience.verification._rules import Rule
 from supabase_resilience.verification._settings import Settings
 from supabase_resilience.verification._stats import VerificationState, VerificationStats
-from supabase_resilience.verification._telling import teller
 
 __all__ = ["AsyncServerSideVerification"]
 
@@ -133,7 +135,7 @@ class AsyncServerSideVerification:
         )
         self._settings = settings
         self._clock = clock
-        self._tell = teller(on_event)
+        self._tell = functools.partial(tell, on_event)
         self._builders = Builders(
             identity_of(client, token, unguarded="verification"), settings.schema, table
         )
@@ -365,7 +367,7 @@ class AsyncServerSideVerification:
         cursor = self._settings.cursor
         if cursor is None:
             return None
-        return await _call(cursor.load)
+        return await call_store(cursor.load)
 
     async def _keep_place(self, *, at_once: bool = False) -> None:
         cursor = self._settings.cursor
@@ -375,12 +377,6 @@ class AsyncServerSideVerification:
         place = self._core.place()
         if place is not None:
             try:
-                await _call(cursor.save, place)
+                await call_store(cursor.save, place)
             except Exception as error:  # noqa: BLE001 - it is the user's store, and may be out
                 self._core.not_saved(error)
-
-
-async def _call(method: Callable[..., Any], *arguments: Any) -> Any:
-    if is_async(method):
-        return await method(*arguments)
-    return await asyncio.to_thread(method, *arguments)

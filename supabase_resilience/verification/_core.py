@@ -263,7 +263,7 @@ class Core:
 
     def not_saved(self, error: Exception) -> None:
         """The place could not be kept; a restart now would repeat more than it has to."""
-        self._tell(CursorNotSaved(listener=self.settings.name, reason=type(error).__name__))
+        self._tell(CursorNotSaved(table=self.settings.name, reason=type(error).__name__))
 
     # --- numbers ----------------------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 """ServerSideVerification: passes over a table, on threads."""
 
+import functools
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from supabase_resilience._checks import check_count, check_number
 from supabase_resilience._clock import Clock, monotonic
 from supabase_resilience._identity import Token, check_token, identity_of, wrong_client
 from supabase_resilience._signals import handled_signals
+from supabase_resilience._telling import tell
 from supabase_resilience.deadline import deadline
 from supabase_resilience.errors import VerificationError
 from supabase_resilience.events import Hook, log_event
@@ -24,7 +26,6 @@ from supabase_resilience.verification._rules import Rule
 from supabase_resilience.verification._settings import Settings
 from supabase_resilience.verification._stats import VerificationState, VerificationStats
 from supabase_resilience.verification._sync_hands import Hands, Stopped
-from supabase_resilience.verification._telling import teller
 
 __all__ = ["ServerSideVerification"]
 
@@ -135,7 +136,7 @@ class ServerSideVerification:
         )
         self._settings = settings
         self._clock = clock
-        self._tell = teller(on_event)
+        self._tell = functools.partial(tell, on_event)
         self._builders = Builders(
             identity_of(client, token, unguarded="verification"), settings.schema, table
         )

@@ -287,7 +287,7 @@ def test_a_store_that_fails_does_not_end_the_pass(bench):
     table = bench.table()
     table.fill(20, [3])
     assert {"fixed": 1} == fates(bench.verify(table, cursor=Broken()))
-    (event,) = {e for e in bench.hook.events if e.name.endswith("cursor_not_saved")}
+    (event,) = {e for e in bench.hook.events if e.name == "cursor.not_saved"}
     assert "OSError" == event.reason
 
 
