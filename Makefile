@@ -9,9 +9,9 @@ BIN := .venv/bin
 demo: .venv/ready
 	$(BIN)/python examples/demo.py
 
-# Three at a time, a file each: most tests wait for a server or a process, not for the processor.
+# Four at a time, a file each: most tests wait for a server or a process, not for the processor.
 test: .venv/ready
-	$(BIN)/python -m pytest -q -n 3 --dist loadfile
+	$(BIN)/python -m pytest -q -n 4 --dist loadfile
 
 check: .venv/ready
 	$(BIN)/ruff format --check .

@@ -23,7 +23,9 @@ class Change:
     """One change of one row.
 
     - `type`: `INSERT`, `UPDATE`, `DELETE`; `LEAVE` for a row that no longer passes the listener's
-      filter; `TRUNCATE` (only with `Recovery.change_log()`) for all rows at once, without a key.
+      filter; `TRUNCATE` for all rows at once, without a key: with `Recovery.change_log()`, and with
+      `versioned()` for a handler that may know rows that this process does not. Those that there
+      are again follow as `INSERT`.
       A caught-up row is an `INSERT` when this listener did not know its key, else an `UPDATE`.
     - `key`: the primary key's value; a tuple of values when it has several columns.
     - `new`: the row as it is now, {} when it is gone. `old`: what is known of the row before,

@@ -98,6 +98,8 @@ class Follower:
         self.is_resumed = False
         self.starts_now = starts_now
         self.knows_keys = False  # those of rows that it was not told
+        self.began_midway = starts_now  # so its handler may know of rows that the ledger does not
+        self.left_at: dict[str, Any] | None = None  # in the first reading of a change log
         self.is_behind = True  # until it has been caught up for the first time
         self.delivered = 0
         self.caught_up = 0
@@ -119,7 +121,7 @@ class Follower:
         """Begin where an earlier process has come to."""
         self.since = self.acked = position
         self.starts_now = False
-        self.is_resumed = True
+        self.is_resumed = self.began_midway = True
         self.ledger.covered(position.told)
 
     # --- what comes in ----------------------------------------------------------------------------

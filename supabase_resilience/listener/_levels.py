@@ -36,6 +36,8 @@ class Recovery:
     ) -> Self:
         """Every row's final state, unless a writing transaction outlasts `overlap` seconds.
 
+        The same is so for a change that Realtime, or `overflow="block"`, holds back for longer.
+
         `column` must grow with every write: a timestamp that a trigger sets, or a number (`overlap`
         then counts in its unit). Rows in which it is NULL are found only by a full pass. Deletes
         are found with `key_diff=True`: each catch-up then reads all keys, and stops with an event

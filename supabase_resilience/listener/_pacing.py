@@ -47,7 +47,3 @@ class Pacing:
         # It was accepted and died young: then only a floor keeps the number of connects small.
         floor = min(LONGEST, 2.0**deaths)
         return self._uniform(0.95 * floor, floor)
-
-    def settled(self) -> None:
-        """All is well: what follows is a first failure again."""
-        self.deaths = 0

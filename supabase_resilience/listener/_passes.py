@@ -131,7 +131,7 @@ class Passes:
             reason = _lost(follower.since, found)
             if reason is not None:
                 outcome.resyncs.append((follower.name, reason))
-                follower.since = None
+                follower.since = follower.left_at = None
                 if self._log is None:
                     _row_ledger(follower).restored()
             elif follower.since is not None and follower.since.started != position.started:
@@ -180,19 +180,29 @@ class Passes:
             last = rows[-1]["id"]
 
     def _bury(self, follower: Follower, row: dict[str, Any], outcome: Outcome) -> None:
-        ledger = _row_ledger(follower)
-        if follower.since is None or row["xid"] < follower.since.xid:
+        since, version = follower.since, row["ver"]
+        if since is None or row["xid"] < since.xid:
             return
         if row["key"] is None:
-            keys = ledger.truncated(row["ver"])
-        else:
-            key = self._shape.key_of(dict(zip(self._shape.key, row["key"], strict=True)))
-            verdict = ledger.tombstone(key, row["ver"], is_alive=row["alive"])
-            keys = [key] if verdict == "DELETE" else []
+            if not since.told.has(row["xid"]):
+                self._empty(follower, since, version, outcome)
+            return
+        key = self._shape.key_of(dict(zip(self._shape.key, row["key"], strict=True)))
+        if _row_ledger(follower).tombstone(key, version, is_alive=row["alive"]) == "DELETE":
+            self._tell_gone(follower, key, outcome)
+
+    def _empty(self, follower: Follower, since: Position, version: int, outcome: Outcome) -> None:
+        """A TRUNCATE: the end of each row that is known, or of all and then the rows anew."""
+        ledger = _row_ledger(follower)
+        keys = ledger.truncated(version)
         for key in keys:
             self._tell_gone(follower, key, outcome)
-        if row["key"] is None:
-            outcome.silent.update(keys)
+        outcome.silent.update(keys)
+        if follower.began_midway or ledger.has_forgotten:
+            ledger.emptied()
+            follower.tell(Seen("TRUNCATE", None, {}, {}, version), "TRUNCATE")
+            follower.since = since._replace(is_start=True)
+            follower.began_midway = False
 
     # --- rows -------------------------------------------------------------------------------------
 
@@ -450,31 +460,40 @@ class Passes:
             follower.begin_now(position)
         beginners = [follower for follower in group if follower.needs_rows]
         if beginners:
-            yield from self._base(beginners)
+            yield from self._base(beginners, group)
         if group:
             yield from self._entries(group, outcome)
         yield from self._entries_again(group, outcome)
         for follower in group:
             follower.mark(position)
 
-    def _base(self, beginners: list[Follower]) -> Plan[None]:
+    def _base(self, beginners: list[Follower], group: list[Follower]) -> Plan[None]:
         """The rows of the table itself, for those whose log does not reach back.
 
-        All entries follow again: of a row that was told before, the oldest are told after it.
+        All entries follow again: of a row that was told before, the oldest are told after it. Who
+        has no room for a page leaves, and goes on there.
         """
+        self._begin_log([follower for follower in beginners if follower.left_at is None])
+        while beginners:
+            last = beginners[0].left_at
+            together = [follower for follower in beginners if follower.left_at == last]
+            beginners = [follower for follower in beginners if follower.left_at != last]
+            yield from self._base_from(together, group, last)
+
+    def _base_from(
+        self, readers: list[Follower], group: list[Follower], last: dict[str, Any] | None
+    ) -> Plan[None]:
         order = self._shape.key
-        last: dict[str, Any] | None = None
-        self._begin_log(beginners)
-        while rows := (yield _page(order, last)):
-            # To leave amid an order by key would mean to begin anew.
-            for follower in beginners:
-                while not follower.has_room(len(rows)):
-                    yield Wait(_UNTIL_ROOM)
+        while readers and (rows := (yield _page(order, last))):
+            for follower in readers:
+                follower.left_at = last
+            yield from self._make_room(readers, group, len(rows), None)
             for seen in map(self._shape.read, rows):
-                for follower in beginners:
+                for follower in readers:
                     follower.tell(seen, "INSERT")
             last = rows[-1]
-        for follower in beginners:
+        for follower in readers:
+            follower.left_at = None
             if follower.since is not None:
                 follower.since = follower.since._replace(is_start=False)
 

@@ -101,6 +101,7 @@ class RowLedger:
         self._deleted_meanwhile: set[Key] = set()
         self._seen_meanwhile: set[Key] = set()
         self._covered = Snapshot()
+        self.has_forgotten = False
 
     def __len__(self) -> int:
         return len(self._known)
@@ -209,6 +210,13 @@ class RowLedger:
             self._bury(key, version)
         return keys
 
+    def emptied(self) -> None:
+        """The handler was told that there are no rows; those that there are come anew."""
+        self._known.clear()
+        self._gone.clear()
+        self._covered = Snapshot()
+        self.has_forgotten = False
+
     def missing(self, remote: set[Key]) -> list[Key]:
         """The known keys that a complete list of all keys lacks."""
         return [key for key in self._known if key not in remote and key not in self._seen_meanwhile]
@@ -257,7 +265,7 @@ class RowLedger:
     def _learn(self, key: Key, mark: _Mark) -> None:
         self._gone.pop(key, None)
         self._known[key] = mark
-        _keep_newest(self._known, key, self._limit)
+        self.has_forgotten |= _keep_newest(self._known, key, self._limit)
 
     def _bury(self, key: Key, version: int) -> ChangeType:
         self._known.pop(key, None)
@@ -359,11 +367,15 @@ def exceeds_share(gone: int, known: int, max_share: float) -> bool:
     return gone > max(1.0, max_share * known)
 
 
-def _keep_newest(entries: OrderedDict[Key, Any], key: Key, limit: int | None) -> None:
-    if limit is not None:
-        entries.move_to_end(key)
-        if len(entries) > limit:
-            entries.popitem(last=False)
+def _keep_newest(entries: OrderedDict[Key, Any], key: Key, limit: int | None) -> bool:
+    """Drop the oldest when there are too many; whether that was so."""
+    if limit is None:
+        return False
+    entries.move_to_end(key)
+    if len(entries) <= limit:
+        return False
+    entries.popitem(last=False)
+    return True
 
 
 def _digest(row: Any) -> int:

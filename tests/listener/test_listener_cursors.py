@@ -85,6 +85,20 @@ def test_a_new_process_goes_on(bench, tmp_path, level, kind):
 
 
 @migrated
+def test_a_new_process_hears_of_a_truncate(bench, level):
+    """It knows no row any more of which it could tell the end, so it tells the end of all."""
+    table = bench.table(level)
+    life = Life(bench, table, MemoryCursor(), start_from="beginning")
+    for name in ("a", "b"):
+        table.insert(name)
+    assert {"a", "b"} == set(life.hear(2).names.values())
+    table.run("truncate {}")
+    new = table.insert("new")
+    second = life.hear(2)
+    assert [("TRUNCATE", None), ("INSERT", new)] == second.told
+
+
+@migrated
 def test_each_handler_has_its_own_place(bench, level):
     """One that comes later begins where `start_from` says."""
     table = bench.table(level)

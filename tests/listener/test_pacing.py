@@ -62,14 +62,6 @@ def test_a_long_life_begins_anew(lived):
     assert 2 == pacing.after(PASSING, lived=1), "and counts as one"
 
 
-def test_settled():
-    """What comes after all was well is a first failure again."""
-    pacing = Pacing(MOST)
-    after(pacing, 5, lived=None)
-    pacing.settled()
-    assert 0.5 == pacing.after(PASSING, lived=None)
-
-
 @BOTH
 def test_rate_limit(draw):
     """A rate limit, an average over 60 s, is waited out for 30 to 60 s, from the first one on."""

@@ -329,6 +329,30 @@ def test_truncate():
     assert ([("DELETE", 1)], {1}) == (told(mine), outcome.silent)
 
 
+def test_truncate_for_who_knows_more():
+    """A resumed handler may know rows that this process does not: all end, and begin anew."""
+    mine = follower()
+    mine.resume(Position(90, "one"))
+    mine.ledger.row(VERSIONED.read(row(1)))
+    grave = {"id": 5, "key": None, "ver": 9, "xid": 95, "alive": False}
+    seen = horizon(xmin=94, xip=[94])
+    asked, _ = play(passes().run([mine], 0), seen, [grave], [], [row(2, 10, 60)], [])
+    assert [("DELETE", 1), ("TRUNCATE", None), ("INSERT", 2)] == told(mine)
+    assert [("sync_xid", "lt", "110")] == asked[3].where  # from the beginning
+    play(passes().run([mine], 0), seen, [grave], [], [])
+    assert [] == told(mine)  # a transaction that is still open makes it be read again
+
+
+def test_truncate_for_who_has_forgotten():
+    """A ledger that could not remember all keys can't tell the end of each."""
+    mine = follower(ledger=RowLedger(is_versioned=True, limit=1), since=Position(90, "one"))
+    for key in (1, 2):
+        mine.ledger.row(VERSIONED.read(row(key)))
+    grave = {"id": 5, "key": None, "ver": 9, "xid": 95, "alive": False}
+    play(passes().run([mine], 0), horizon(), [grave], [], [])
+    assert [("DELETE", 2), ("TRUNCATE", None)] == told(mine)
+
+
 def test_composite_keys():
     """Tombstones, pages and single reads speak of all columns."""
     mine = follower(shape=TWO, since=Position(90, "one"))
@@ -729,8 +753,8 @@ def test_a_log_that_is_kept():
 
 
 def test_the_rows_of_a_log_wait_for_room():
-    """To leave amid an order by key would mean to begin anew."""
-    mine = logged(limit=1)
+    """Of a handler that blocks the others when its queue is full."""
+    mine = logged(limit=1, blocks=True)
     seen: list[tuple[str, Any]] = []
     asked, _ = play(
         passes("change_log").run([mine], 0),
@@ -743,6 +767,21 @@ def test_the_rows_of_a_log_wait_for_room():
     )
     assert ["horizon", "rows", "rows", "wait", "rows", "changes"] == functions(asked)
     assert [("INSERT", 1), ("INSERT", 2)] == [*seen, *told(mine)]
+
+
+def test_the_rows_of_a_log_wait_for_nobody():
+    """Who has no room leaves, and goes on there when its queue is empty; the others get all."""
+    plans, mine, other = passes("change_log"), logged("slow", limit=1), logged("quick")
+    rows = [[{"id": 1}], [{"id": 2}], []]
+    asked, _ = play(plans.run([mine, other], 0), log_horizon(), *rows, [])
+    assert ["horizon", "rows", "rows", "rows", "changes"] == functions(asked)
+    assert [("INSERT", 1), ("INSERT", 2)] == told(other)
+    assert (True, {"id": 1}) == (mine.needs_rows, mine.left_at)
+    assert [("INSERT", 1)] == told(mine)
+    asked, _ = play(plans.run([mine], 0), log_horizon(), [{"id": 2}], [], [])
+    assert [("id", "gt", "1")] == asked[1].where
+    assert [("INSERT", 2)] == told(mine)
+    assert (False, None) == (mine.needs_rows, mine.left_at)
 
 
 def test_a_log_without_room():
