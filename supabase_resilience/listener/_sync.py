@@ -27,6 +27,7 @@ from supabase_resilience.events import Hook, log_event
 from supabase_resilience.listener._changes import Change
 from supabase_resilience.listener._engine import Engine, require_recovery
 from supabase_resilience.listener._levels import Recovery
+from supabase_resilience.listener._own_loop import OwnLoop
 from supabase_resilience.listener._reader import ThreadReader
 from supabase_resilience.listener._settings import (
     EventKind,
@@ -110,7 +111,7 @@ class RealtimeListener:
             reader=ThreadReader(identity, settings.schema, table),
             tokens=tokens,
         )
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop: OwnLoop | None = None
         self._thread: threading.Thread | None = None
         self._pid: int | None = None
         self._asked_to_stop = threading.Event()
@@ -181,7 +182,7 @@ class RealtimeListener:
         started = threading.Event()
         self._pid = os.getpid()
         self._asked_to_stop.clear()
-        self._loop = asyncio.new_event_loop()
+        self._loop = OwnLoop()
         self._thread = threading.Thread(
             target=self._live,
             args=(self._loop, started),
@@ -265,19 +266,14 @@ class RealtimeListener:
 
     # --- between the threads ----------------------------------------------------------------------
 
-    def _live(self, loop: asyncio.AbstractEventLoop, started: threading.Event) -> None:
+    def _live(self, loop: OwnLoop, started: threading.Event) -> None:
         asyncio.set_event_loop(loop)
         loop.call_soon(self._engine.start)
         loop.call_soon(started.set)
         try:
             loop.run_forever()
         finally:
-            left = asyncio.all_tasks(loop)  # timers of realtime-py
-            for task in left:
-                task.cancel()
-            loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
-            loop.run_until_complete(loop.shutdown_asyncgens())
-            loop.close()
+            loop.end()
 
     def _on_loop(self, work: Callable[[], T]) -> T:
         """Do it where the engine lives: on its loop while that runs."""
