@@ -11,7 +11,7 @@ import sys
 import tempfile
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -139,20 +139,6 @@ def test_realtime(local: LocalSupabase) -> None:
         return change["data"]["record"]  # type: ignore[index]
 
     assert {"id": 2, "body": "live"} == asyncio.run(first_change())
-
-
-def test_loopback_only(local: LocalSupabase) -> None:
-    """Every port of the stack listens on 127.0.0.1 and nowhere else."""
-    ours = descendants(os.getpid())
-    sockets = {link for pid in ours for link in open_files(pid) if link.startswith("socket:")}
-    rows = [
-        line.split()
-        for table in ("tcp", "tcp6")
-        for line in Path("/proc/net", table).read_text().splitlines()[1:]
-    ]
-    listening = [row[1] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in sockets]
-    assert {"0100007F"} == {address.split(":")[0] for address in listening}
-    assert 4 == len(listening)  # the URL, REST, Realtime, PostgreSQL
 
 
 def test_two_at_once(local: LocalSupabase) -> None:
@@ -321,10 +307,11 @@ def test_no_node(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("part", ["rest", "realtime"])
 def test_part_killed(local: LocalSupabase, part: str) -> None:
     """A part that is killed takes no other along, and serves again after its start."""
-    others = descendants(os.getpid()) - {getattr(local, part).pid} - backends(local)
+    others = members(local) - {getattr(local, part).pid} - backends(local)
+    assert others
     getattr(local, part).kill()
     assert not getattr(local, part).running
-    assert others <= descendants(os.getpid())
+    assert others <= members(local)
     getattr(local, part).start()
     assert getattr(local, part).running
     headers = {"apikey": local.secret_key}
@@ -385,6 +372,23 @@ class Owner:
         """Wait for its end; return the exit code."""
         self.process.communicate()
         return int(self.process.returncode)
+
+
+def test_loopback_only() -> None:
+    """Every port of the stack listens on 127.0.0.1 and nowhere else."""
+    owner = Owner()
+    ours = {owner.process.pid, *owner.pids}
+    sockets = {link for pid in ours for link in open_files(pid) if link.startswith("socket:")}
+    rows = [
+        line.split()
+        for table in ("tcp", "tcp6")
+        for line in Path("/proc/net", table).read_text().splitlines()[1:]
+    ]
+    owner.process.terminate()
+    owner.close()
+    listening = [row[1] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in sockets]
+    assert {"0100007F"} == {address.split(":")[0] for address in listening}
+    assert 4 == len(listening)  # the URL, REST, Realtime, PostgreSQL
 
 
 def test_stop_leaves_nothing() -> None:
@@ -569,6 +573,11 @@ def children() -> set[int]:
     return {process.pid for process in processes() if process.parent == os.getpid()}
 
 
+def members(local: LocalSupabase) -> set[int]:
+    """Return the numbers of this stack's processes; another file's may run beside it."""
+    return {process.pid for process in processes() if belongs_to(local.directory, process)}
+
+
 def backends(local: LocalSupabase) -> set[int]:
     """Return the numbers of the database's processes, which come and go with its clients."""
     postmaster = int((local.directory / "data/postmaster.pid").read_text().splitlines()[0])
@@ -576,5 +585,10 @@ def backends(local: LocalSupabase) -> set[int]:
 
 
 def open_files(pid: int) -> list[str]:
-    """Return what a process's file descriptors refer to."""
-    return [str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()]
+    """Return what a process's file descriptors refer to, as far as they are still open."""
+    found = []
+    with suppress(FileNotFoundError):
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(FileNotFoundError):
+                found.append(str(link.readlink()))
+    return found
