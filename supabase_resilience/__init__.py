@@ -13,6 +13,7 @@ A thin wrapper bound to a supabase-py client, sync or async. The map, from the f
 """
 
 from supabase_resilience._requests import Target, by_table, idempotent
+from supabase_resilience._telling import Hooks
 from supabase_resilience.breaker import BreakerStats, CircuitBreaker
 from supabase_resilience.breakers import BreakersStats, CircuitBreakers
 from supabase_resilience.cursors import AsyncTableCursor, FileCursor, MemoryCursor, TableCursor
@@ -98,6 +99,7 @@ __all__ = [
     "HandlerStats",
     "HandlerTimeoutError",
     "Hook",
+    "Hooks",
     "Job",
     "KeyRange",
     "ListenerError",

@@ -25,6 +25,7 @@ from supabase_resilience._requests import (
     is_repeated_insert,
     target_of,
 )
+from supabase_resilience._telling import CALL, Attributes, Span, span_of
 from supabase_resilience.breaker import RELEASED, CircuitBreaker
 from supabase_resilience.breakers import CircuitBreakers, KeyedPermit
 from supabase_resilience.errors import CircuitOpenError
@@ -53,7 +54,7 @@ class HasSession(Protocol[C_co]):
 class Guard:
     """What all calls of a protected client share: breakers, numbers, and the decisions."""
 
-    __slots__ = ("_classify", "_is_plain", "breaker", "breakers", "config", "sick")
+    __slots__ = ("_classify", "_is_plain", "breaker", "breakers", "config", "sick", "span")
 
     def __init__(self, breakers: CircuitBreaker | CircuitBreakers, config: RetryConfig) -> None:
         self.breakers = breakers
@@ -66,7 +67,18 @@ class Guard:
         self.sick: Mapping[Hashable, CircuitBreaker] = (
             breakers.by_key if isinstance(breakers, CircuitBreakers) else {}
         )
+        self.span = span_of(self.breaker.on_event)
         self.breaker.mark_calls()
+
+    def attributes(self, method: str, url: Any, options: Options) -> Attributes:
+        """What a span of a call says: names, never values."""
+        target = target_of(method, url, _headers(options))
+        return {
+            "breaker": self.breaker.name,
+            "method": method,
+            "schema": target.schema,
+            "function" if target.is_rpc else "table": target.name,
+        }
 
     def acquire(self, method: str, url: Any, options: Options) -> Permit | KeyedPermit:
         """Leave for one attempt while something is `sick`: the project's, and that of its key."""
@@ -210,6 +222,8 @@ class GuardedSession(httpx.Client):
     def __init__(self, inner: HasSession[httpx.Client], guard: Guard) -> None:
         self._inner = inner
         self._guard = guard
+        if guard.span is not None:
+            self.request = partial(self._request_in_span, guard.span)  # type: ignore[method-assign]
 
     def __getattr__(self, name: str) -> Any:
         return _borrowed(self, name)
@@ -247,6 +261,10 @@ class GuardedSession(httpx.Client):
                 retryer(partial(next, _attempts(made, countdown, attempt, checked))).result(),
             )
         return cast("httpx.Response", made.result())
+
+    def _request_in_span(self, span: Span, method: str, url: Any, **options: Any) -> httpx.Response:
+        with span(CALL, self._guard.attributes(method, url, options)):
+            return GuardedSession.request(self, method, url, **options)
 
     def _attempt(  # noqa: PLR0917 - the arguments of httpx, and the time they have
         self,
@@ -332,6 +350,8 @@ class AsyncGuardedSession(httpx.AsyncClient):
     def __init__(self, inner: HasSession[httpx.AsyncClient], guard: Guard) -> None:
         self._inner = inner
         self._guard = guard
+        if guard.span is not None:
+            self.request = partial(self._request_in_span, guard.span)  # type: ignore[method-assign]
 
     def __getattr__(self, name: str) -> Any:
         return _borrowed(self, name)
@@ -371,6 +391,12 @@ class AsyncGuardedSession(httpx.AsyncClient):
 
                 return cast("httpx.Response", (await retryer(next_attempt)).result())
         return cast("httpx.Response", made.result())
+
+    async def _request_in_span(
+        self, span: Span, method: str, url: Any, **options: Any
+    ) -> httpx.Response:
+        with span(CALL, self._guard.attributes(method, url, options)):
+            return await AsyncGuardedSession.request(self, method, url, **options)
 
     async def _attempt(  # noqa: PLR0917 - the arguments of httpx, and the time they have
         self,
