@@ -229,7 +229,6 @@ class AsyncRealtimeListener:
             finally:
                 await self.stop(shutdown_timeout)
 
-    @property
     def is_active(self) -> bool:
         """Whether it was started and not stopped, in this process."""
         return self._pid == os.getpid() and self._engine.state != "stopped"

@@ -161,7 +161,7 @@ class _Feed:
             while True:
                 with self._lock:
                     while not self._pending:
-                        if not listener.is_active:
+                        if not listener.is_active():
                             return
                         self._lock.wait(_LOOK_AGAIN)
                     change = self._pending.pop(next(iter(self._pending)))
@@ -171,7 +171,7 @@ class _Feed:
 
     async def _walk_async(self, listener: AsyncRealtimeListener) -> AsyncIterator[Change]:
         try:
-            while self._pending or listener.is_active:
+            while self._pending or listener.is_active():
                 self._news.clear()
                 while self._pending:
                     yield self._pending.pop(next(iter(self._pending)))

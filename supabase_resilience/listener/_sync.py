@@ -177,7 +177,7 @@ class RealtimeListener:
 
     def start(self) -> None:
         """Begin to connect, and return at once: an outage is waited out in the background."""
-        if self.is_active:
+        if self.is_active():
             return
         started = threading.Event()
         self._pid = os.getpid()
@@ -209,7 +209,7 @@ class RealtimeListener:
         """
         check_number("timeout", timeout, at_least=0)
         self._asked_to_stop.set()
-        if not self.is_active or self._loop is None or self._thread is None:
+        if not self.is_active() or self._loop is None or self._thread is None:
             return True
         loop = self._loop
         ended = asyncio.run_coroutine_threadsafe(self._engine.stop(timeout), loop).result()
@@ -237,7 +237,6 @@ class RealtimeListener:
             finally:
                 self.stop(shutdown_timeout)
 
-    @property
     def is_active(self) -> bool:
         """Whether it was started and not stopped, in this process."""
         return (
@@ -286,7 +285,7 @@ class RealtimeListener:
         return self._await(there, None)
 
     def _await(self, work: Callable[[], Coroutine[Any, Any, T]], timeout: float | None) -> T:
-        if not self.is_active or self._loop is None:
+        if not self.is_active() or self._loop is None:
             name = self._engine.settings.name
             raise ListenerError(f"the listener of {name} is not started; call start()")
         if threading.current_thread() is self._thread:

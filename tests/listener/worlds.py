@@ -318,10 +318,6 @@ class Face:
         return functools.partial(self.world.do, getattr(self.listener, name))
 
     @property
-    def is_active(self) -> bool:
-        return bool(self.listener.is_active)
-
-    @property
     def stats(self) -> Any:
         return self.listener.get_stats()
 
