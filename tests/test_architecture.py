@@ -20,6 +20,7 @@ FLOORS: dict[str, set[str]] = {
         "_failure_table",
         "failures",
         "trip",
+        "_alerts",
         "_budget",
         "_queries",
         "_circuit",
@@ -44,6 +45,7 @@ FLOORS: dict[str, set[str]] = {
         "cursors",
     },
     "patterns": {"queues", "listener", "verification"},
+    "together": {"_health", "together"},
     "top": {"__init__", "testing"},
 }
 # What shows and combines: it may import all of the above and `local`, and nobody imports it.
