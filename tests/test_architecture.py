@@ -45,7 +45,7 @@ FLOORS: dict[str, set[str]] = {
         "cursors",
     },
     "patterns": {"queues", "listener", "verification"},
-    "together": {"_health", "together"},
+    "together": {"_health", "together", "hooks"},
     "top": {"__init__", "testing"},
 }
 # What shows and combines: it may import all of the above and `local`, and nobody imports it.

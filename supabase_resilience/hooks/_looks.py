@@ -52,10 +52,8 @@ def samples(stats: Statistics, now: float) -> Iterator[Sample]:
 def _owner(part: str, breakers: Mapping[str, BreakerStats]) -> str | None:
     """The breaker of the project, for that of a single table or function; None for any other."""
     for other, stats in breakers.items():
-        if part.startswith(f"{other}/"):
-            key = part.removeprefix(f"{other}/")
-            if breakers[part].name == f"{stats.name}:{key}":
-                return other
+        if part.startswith(f"{other}/") and breakers[part].name.startswith(f"{stats.name}:"):
+            return other
     return None
 
 

@@ -30,7 +30,7 @@ from supabase_resilience.queues._books import QueueState
 from supabase_resilience.verification import VerificationStats
 from supabase_resilience.verification._stats import VerificationState
 
-__all__ = ["METRICS", "NAMESPACE", "Labels", "Metric", "of_events", "of_spans", "of_stats"]
+__all__ = ["METRICS", "NAMESPACE", "Labels", "Metric", "of_events", "of_spans", "of_stats", "short"]
 
 NAMESPACE = "supabase_resilience"
 Labels = tuple[str, ...]
@@ -48,7 +48,7 @@ class Metric(Generic[Source]):
     """One row. `name` is without the namespace, `labels` the names of its labels.
 
     `read` gives the numbers in a source by the values of those labels that follow the first one,
-    which is the name of the part; None is no number. With `is_age` they are seconds since something
+    which is the name of the part; None is no number. Those of events have the first label, too. With `is_age` they are seconds since something
     happened, told as the time when it did. A metric of spans has no `read`: it is their duration.
     """
 
@@ -67,6 +67,11 @@ class Metric(Generic[Source]):
     def full_name(self) -> str:
         """The name in Prometheus."""
         return f"{NAMESPACE}_{self.name}"
+
+
+def short(name: str) -> str:
+    """A table as `Resilience` calls it: the usual schema goes without saying."""
+    return name.removeprefix("public.")
 
 
 def _one(number: float | None) -> Numbers:
@@ -145,7 +150,7 @@ _BREAKERS: tuple[Metric[Any], ...] = (
 )
 
 # Of the circuits of single tables and functions; as there may be hundreds, they have no names here.
-KEYS_OPEN = Metric[BreakerStats](
+KEYS_OPEN: Metric[BreakerStats] = Metric(
     name="circuit_keys_open",
     kind="gauge",
     labels=("breaker",),
@@ -400,7 +405,7 @@ _LISTENERS: tuple[Metric[Any], ...] = (
         labels=("listener",),
         help="How long it took to find all that was missed in a gap.",
         of=GapRecovered,
-        read=lambda event: {(event.listener,): event.seconds},
+        read=lambda event: {(short(event.listener),): event.seconds},
         unit="s",
         buckets=PATIENT,
     ),
@@ -506,7 +511,7 @@ _VERIFICATIONS: tuple[Metric[Any], ...] = (
         labels=("verification",),
         help="How long completed passes took.",
         of=PassCompleted,
-        read=lambda event: {(event.table,): event.seconds},
+        read=lambda event: {(short(event.table),): event.seconds},
         unit="s",
         buckets=(1.0, 10.0, 60.0, 300.0, 900.0, 3600.0, 14400.0, 43200.0, 86400.0),
     ),

@@ -18,6 +18,7 @@ from supabase_resilience.hooks._metrics import (
     Metric,
     of_events,
     of_spans,
+    short,
 )
 
 try:
@@ -119,6 +120,7 @@ class _Meters:
         metric = self._of_span.get(name)
         if metric is not None:
             labels = {label: attributes.get(label, "") for label in metric.labels}
+            labels[metric.labels[0]] = short(str(labels[metric.labels[0]]))
             labels["outcome"] = outcome
             self._instruments[metric.name].record(seconds, labels)
 

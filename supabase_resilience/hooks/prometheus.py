@@ -14,7 +14,7 @@ from supabase_resilience._clock import monotonic
 from supabase_resilience._telling import Attributes
 from supabase_resilience.events import Event
 from supabase_resilience.hooks._looks import Looks, Statistics
-from supabase_resilience.hooks._metrics import METRICS, NAMESPACE, Metric, of_events, of_spans
+from supabase_resilience.hooks._metrics import METRICS, NAMESPACE, Metric, of_events, of_spans, short
 
 try:
     from prometheus_client import (
@@ -163,7 +163,8 @@ class _Timers:
         labels = tuple([str(attributes.get(name, "")) for name in self._names])
         ends = self._ends.get(labels)
         if ends is None:
-            series = (self._histogram.labels(*labels, end) for end in ("returned", "raised"))
+            of_part = (short(labels[0]), *labels[1:])
+            series = (self._histogram.labels(*of_part, end) for end in ("returned", "raised"))
             ends = self._ends[labels] = tuple(each.observe for each in series)
         return _Timer(ends)
 
