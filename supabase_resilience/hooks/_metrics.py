@@ -36,9 +36,9 @@ NAMESPACE = "supabase_resilience"
 Labels = tuple[str, ...]
 Numbers = Mapping[Labels, float | None]
 Source = TypeVar("Source")
-# How the values of several processes become one. A time is the latest of them; all else is added
-# up, so that a state says in how many processes it is so.
-Merge = Literal["livesum", "livemax"]
+# How the values of several processes become one: added up, so that a state says in how many
+# processes it is so, unless the greatest or the least of them is what matters.
+Merge = Literal["livesum", "livemax", "livemin"]
 QUICK = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 PATIENT = (0.1, 0.5, 1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0)
 
@@ -47,9 +47,10 @@ PATIENT = (0.1, 0.5, 1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0)
 class Metric(Generic[Source]):
     """One row. `name` is without the namespace, `labels` the names of its labels.
 
-    `read` gives the numbers in a source by the values of those labels that follow the first one,
-    which is the name of the part; None is no number. Those of events have the first label, too. With `is_age` they are seconds since something
-    happened, told as the time when it did. A metric of spans has no `read`: it is their duration.
+    `read` gives the numbers in a source by the values of its labels; None is no number. The first
+    label is the name of the part, which statistics leave out. With `is_age` they are seconds since
+    something happened, told as the time when it did. A metric of spans has no `read`: it is their
+    duration.
     """
 
     name: str
@@ -361,7 +362,7 @@ _LISTENERS: tuple[Metric[Any], ...] = (
         read=lambda stats: _one(stats.last_catch_up_age),
         unit="s",
         is_age=True,
-        merge="livemax",
+        merge="livemin",
     ),
     Metric(
         name="listener_handler_changes_total",

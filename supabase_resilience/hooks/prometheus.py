@@ -14,7 +14,14 @@ from supabase_resilience._clock import monotonic
 from supabase_resilience._telling import Attributes
 from supabase_resilience.events import Event
 from supabase_resilience.hooks._looks import Looks, Statistics
-from supabase_resilience.hooks._metrics import METRICS, NAMESPACE, Metric, of_events, of_spans, short
+from supabase_resilience.hooks._metrics import (
+    METRICS,
+    NAMESPACE,
+    Metric,
+    of_events,
+    of_spans,
+    short,
+)
 
 try:
     from prometheus_client import (
