@@ -3,7 +3,11 @@
 It knows the API only; which SDK collects, and where it sends, is the app's choice.
 """
 
-from contextlib import AbstractContextManager
+import os
+from collections import deque
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, suppress
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -23,7 +27,15 @@ from supabase_resilience.hooks._metrics import (
 
 try:
     from opentelemetry import context, metrics, trace
-    from opentelemetry.metrics import Meter, MeterProvider
+    from opentelemetry.context import Context
+    from opentelemetry.metrics import (
+        CallbackOptions,
+        Counter,
+        Histogram,
+        Meter,
+        MeterProvider,
+        Observation,
+    )
     from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, TracerProvider
 except ImportError as missing:
     raise ImportError(
@@ -33,6 +45,7 @@ except ImportError as missing:
 __all__ = ["OpenTelemetryHook"]
 
 _ERROR = Status(StatusCode.ERROR)
+_AT_ONCE = 256
 _SUFFIXES = ("_total", "_seconds", "_ratio")
 
 
@@ -95,15 +108,47 @@ def _tracer(provider: TracerProvider | None) -> Tracer:
 
 
 class _Meters:
-    """The instruments of the table."""
+    """The instruments of the table.
+
+    A duration is kept in mind and handed to the SDK with others, as one by one costs three times as
+    much in the midst of a call: when many are waiting, and before anything is collected. So each
+    collection has all of them.
+    """
 
     def __init__(self, meter: Meter) -> None:
         self._looks = Looks()
-        self._instruments = {metric.name: _make(metric, meter) for metric in METRICS}
-        self._of_span = dict(of_spans())
+        self._counters: dict[str, Counter] = {}
+        self._histograms: dict[str, Histogram] = {}
+        self._gauges: dict[str, dict[Labels, Observation]] = {}
+        self._waiting: deque[tuple[Histogram, float, dict[str, str], Context]] = deque()
+        for metric in METRICS:
+            self._make(metric, meter)
+        self._of_span = {
+            name: _Durations(metric, self._histograms[metric.name]) for name, metric in of_spans()
+        }
         self._of_event: dict[type[Event], list[Metric[Any]]] = {}
         for kind, metric in of_events():
             self._of_event.setdefault(kind, []).append(metric)
+        if hasattr(os, "register_at_fork"):  # what waits is the parent's
+            os.register_at_fork(after_in_child=self._waiting.clear)
+
+    def _make(self, metric: Metric[Any], meter: Meter) -> None:
+        facts = (_name(metric), metric.unit, metric.help)
+        name, (path, unit, about) = metric.name, facts
+        if metric.kind == "counter":
+            self._counters[name] = meter.create_counter(path, unit, about)
+        elif metric.kind == "gauge":
+            self._gauges[name] = {}
+            callback = partial(self._read, self._gauges[name])
+            meter.create_observable_gauge(path, [callback], unit, about)
+        else:
+            self._histograms[name] = meter.create_histogram(
+                path, unit, about, explicit_bucket_boundaries_advisory=metric.buckets
+            )
+
+    def _read(self, gauge: dict[Labels, Observation], _: CallbackOptions) -> Iterable[Observation]:
+        self._hand_over()
+        return list(gauge.values())
 
     def count(self, event: Event) -> None:
         for metric in self._of_event.get(type(event), ()):
@@ -116,32 +161,48 @@ class _Meters:
         for metric, labels, value in self._looks.look(stats):
             self._write(metric, labels, value)
 
-    def took(self, name: str, attributes: Attributes, outcome: str, seconds: float) -> None:
-        metric = self._of_span.get(name)
-        if metric is not None:
-            labels = {label: attributes.get(label, "") for label in metric.labels}
-            labels[metric.labels[0]] = short(str(labels[metric.labels[0]]))
-            labels["outcome"] = outcome
-            self._instruments[metric.name].record(seconds, labels)
+    def took(self, name: str, attributes: Attributes, seconds: float, *, raised: bool) -> None:
+        durations = self._of_span.get(name)
+        if durations is not None:
+            labels = durations.labels(attributes)[raised]
+            self._waiting.append((durations.histogram, seconds, labels, context.get_current()))
+            if len(self._waiting) >= _AT_ONCE:
+                self._hand_over()
+
+    def _hand_over(self) -> None:
+        with suppress(IndexError):  # the last one is gone
+            while True:
+                histogram, seconds, labels, within = self._waiting.popleft()
+                histogram.record(seconds, labels, within)
 
     def _write(self, metric: Metric[Any], labels: Labels, number: float) -> None:
-        instrument = self._instruments[metric.name]
-        write = instrument.add if metric.kind == "counter" else instrument.set
-        if metric.kind == "histogram":
-            write = instrument.record
-        write(number, dict(zip(metric.labels, labels, strict=True)))
+        attributes = dict(zip(metric.labels, labels, strict=True))
+        if metric.kind == "counter":
+            self._counters[metric.name].add(number, attributes)
+        elif metric.kind == "gauge":
+            self._gauges[metric.name][labels] = Observation(number, attributes)
+        else:
+            self._histograms[metric.name].record(number, attributes)
 
 
-def _make(metric: Metric[Any], meter: Meter) -> Any:
-    name = _name(metric)
-    if metric.kind == "counter":
-        return meter.create_counter(name, metric.unit, metric.help)
-    if metric.kind == "gauge":
-        return meter.create_gauge(name, metric.unit, metric.help)
-    buckets = metric.buckets
-    return meter.create_histogram(
-        name, metric.unit, metric.help, explicit_bucket_boundaries_advisory=buckets
-    )
+class _Durations:
+    """What the durations of one kind of span are called, by the names in the span."""
+
+    def __init__(self, metric: Metric[Any], histogram: Histogram) -> None:
+        self.histogram = histogram
+        self._names = metric.labels[:-1]
+        self._labels: dict[tuple[str, ...], tuple[dict[str, str], dict[str, str]]] = {}
+
+    def labels(self, attributes: Attributes) -> tuple[dict[str, str], dict[str, str]]:
+        """Those of one that returned, and of one that raised."""
+        values = tuple([str(attributes.get(name, "")) for name in self._names])
+        found = self._labels.get(values)
+        if found is None:
+            of_part = (short(values[0]), *values[1:])
+            same = dict(zip(self._names, of_part, strict=True))
+            found = {**same, "outcome": "returned"}, {**same, "outcome": "raised"}
+            self._labels[values] = found
+        return found
 
 
 def _name(metric: Metric[Any]) -> str:
@@ -166,11 +227,10 @@ class _Block(AbstractContextManager[None]):
         self._tracer, self._meters = tracer, meters
         self._name, self._attributes = name, attributes
         self._span: Span | None = None
-        self._token: Any = None
 
     def __enter__(self) -> None:
         if self._tracer is not None:
-            facts = {f"{NAMESPACE}.{key}": value for key, value in self._attributes.items()}
+            facts = {_KEYS[key]: value for key, value in self._attributes.items()}
             span = self._tracer.start_span(self._name, kind=SpanKind.INTERNAL, attributes=facts)
             self._span = span
             self._token = context.attach(trace.set_span_in_context(span))
@@ -183,9 +243,8 @@ class _Block(AbstractContextManager[None]):
         traceback: TracebackType | None,
     ) -> None:
         if self._meters is not None:
-            outcome = "returned" if kind is None else "raised"
             seconds = monotonic() - self._began
-            self._meters.took(self._name, self._attributes, outcome, seconds)
+            self._meters.took(self._name, self._attributes, seconds, raised=kind is not None)
         if self._span is not None:
             # In another task than it began in, it is not current, and there is nothing to undo.
             if trace.get_current_span() is self._span:
@@ -196,9 +255,18 @@ class _Block(AbstractContextManager[None]):
             self._span.end()
 
 
+class _Keys(dict[str, str]):
+    """The names of attributes, each made once."""
+
+    def __missing__(self, key: str) -> str:
+        self[key] = f"{NAMESPACE}.{key}"
+        return self[key]
+
+
+_KEYS = _Keys()
+
+
 def _type_name(kind: type[BaseException]) -> str:
-    return (
-        kind.__qualname__
-        if kind.__module__ == "builtins"
-        else f"{kind.__module__}.{kind.__qualname__}"
-    )
+    if kind.__module__ == "builtins":
+        return kind.__qualname__
+    return f"{kind.__module__}.{kind.__qualname__}"
