@@ -16,6 +16,7 @@ from typing import Any
 from supabase_resilience.cli._load import LoadError, describe, load
 from supabase_resilience.cli.sql import _table as table_name
 from supabase_resilience.doctor import Diagnosis, DoctorError, Finding, diagnose
+from supabase_resilience.doctor._subjects import is_part
 
 __all__ = ["register"]
 
@@ -136,35 +137,33 @@ def _diagnosis(options: argparse.Namespace) -> Diagnosis:
         given = {"SUPABASE_URL": url, "SUPABASE_KEY": key}
         missing = " and ".join(name for name, value in given.items() if not value)
         raise DoctorError(f"set {missing}: the project's URL, and the key that the app uses")
-    parts = [_part(spec) for spec in options.parts]
-    try:
-        return diagnose(
-            *parts,
-            url=url,
-            key=key,
-            dsn=options.dsn or os.environ.get(_DSN) or None,
-            tables=[(table.schema, table.name) for table in options.tables],
-            queues=options.queues,
-            lanes=options.lanes,
-            cursor_column=options.cursor_column,
-            processes=options.processes,
-            realtime_rate=options.realtime_rate,
-            realtime_connections=options.realtime_connections,
-            timeout=options.timeout,
-        )
-    except TypeError as error:
-        raise LoadError(f"{', '.join(options.parts)}: {error}.") from error
+    return diagnose(
+        *map(_part, options.parts),
+        url=url,
+        key=key,
+        dsn=options.dsn or os.environ.get(_DSN) or None,
+        tables=[(table.schema, table.name) for table in options.tables],
+        queues=options.queues,
+        lanes=options.lanes,
+        cursor_column=options.cursor_column,
+        processes=options.processes,
+        realtime_rate=options.realtime_rate,
+        realtime_connections=options.realtime_connections,
+        timeout=options.timeout,
+    )
 
 
 def _part(spec: str) -> Any:
     found = load(spec)
-    if not callable(found):
-        return found
-    try:
-        made = found()
-        return asyncio.run(_awaited(made)) if inspect.isawaitable(made) else made
-    except Exception as error:  # it is the user's function
-        raise LoadError(f"{spec} could not be made: {describe(error)}.") from error
+    if not is_part(found) and callable(found):
+        try:
+            found = found()
+            found = asyncio.run(_awaited(found)) if inspect.isawaitable(found) else found
+        except Exception as error:  # it is the user's function
+            raise LoadError(f"{spec} could not be made: {describe(error)}.") from error
+    if not is_part(found):
+        raise LoadError(f"{spec} is a {type(found).__name__}: there is nothing to look at.")
+    return found
 
 
 async def _awaited(made: Any) -> Any:

@@ -105,8 +105,8 @@ def _ago(seconds: float) -> str:
 def _weak_key(subjects: Subjects, api: ApiFacts) -> Finding | None:
     if api.key.role == "service_role":
         return None
-    needing = [f"the queue {use.name}" for use in subjects.queues]
-    needing += [f"the {use.by} of {use.name}" for use in subjects.tables if _needs_secret(use)]
+    needing = [f"the queue {use.name}" for use in subjects.queues if use.is_worked_on]
+    needing += [f"the {use.by} of {use.name}" for use in subjects.tables if use.needs_secret]
     what = f"is a {api.key.kind} key (role {api.key.role})"
     if needing:
         why = f"A secret key is needed by {', '.join(dict.fromkeys(needing))}."
@@ -116,10 +116,6 @@ def _weak_key(subjects: Subjects, api: ApiFacts) -> Finding | None:
         why = f"The verification of {', '.join(verified)} sees only what row level security shows."
         return Finding("key", "warning", _KEY, what, why, _TAKE_SECRET)
     return None
-
-
-def _needs_secret(use: TableUse) -> bool:
-    return use.needs_secret and use.role in {None, "service_role"}
 
 
 def _aging_key(api: ApiFacts) -> Finding:

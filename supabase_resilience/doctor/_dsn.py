@@ -54,9 +54,9 @@ from pg_class c join pg_namespace n on n.oid = c.relnamespace
 where n.nspname = %s and c.relname = %s and c.relkind in ('r', 'p', 'v', 'm', 'f')
 """
 _HAS_SUBSCRIPTIONS = """
-select to_regclass('realtime.subscription') is not null
-  and has_schema_privilege('realtime', 'usage')
-  and has_table_privilege(to_regclass('realtime.subscription'), 'select') as readable
+select exists (select from pg_class c join pg_namespace n on n.oid = c.relnamespace
+  where n.nspname = 'realtime' and c.relname = 'subscription'
+    and has_schema_privilege(n.oid, 'usage') and has_table_privilege(c.oid, 'select')) as readable
 """
 _SUBSCRIBERS = "select count(*) as n from realtime.subscription where entity = %s::oid::regclass"
 # The role's own setting is what PostgREST applies; else it is that of the role it connects as.
@@ -84,7 +84,10 @@ select has_schema_privilege(%(role)s::oid, c.relnamespace, 'usage')
       where g.member = 0 or pg_has_role(%(role)s::oid, g.member, 'usage'))) as has_policy
 from pg_class c where c.oid = %(table)s
 """
-_QUEUE = "select to_regclass(format('pgmq.%%I', 'q_' || lower(%s::text))) is not null as there"
+_QUEUE = """
+select exists (select from pg_class c join pg_namespace n on n.oid = c.relnamespace
+  where n.nspname = 'pgmq' and c.relname = 'q_' || lower(%s::text)) as there
+"""
 
 
 def look_at_database(

@@ -15,7 +15,7 @@ from supabase_resilience.queues import (
 )
 from supabase_resilience.verification import AsyncServerSideVerification, ServerSideVerification
 
-__all__ = ["QueueUse", "Subjects", "TableUse", "named_table", "subjects_of"]
+__all__ = ["QueueUse", "Subjects", "TableUse", "is_part", "named_table", "subjects_of"]
 
 Level = Literal["by_column", "versioned", "change_log"]
 _SYNC_COLUMNS = {"sync_xid", "sync_ver"}
@@ -51,6 +51,11 @@ class TableUse:
         return f"{self.schema}.{self.table}"
 
     @property
+    def reads_records(self) -> bool:
+        """Whether it reads the tombstones or the change log, as service_role alone may."""
+        return self.level == "change_log" or (self.level == "versioned" and not self.key_diff)
+
+    @property
     def finds_deletes(self) -> bool:
         """Whether it finds deletes that Realtime does not tell."""
         return self.key_diff or self.level in {"versioned", "change_log"}
@@ -65,17 +70,20 @@ class TableUse:
     @property
     def needs_secret(self) -> bool:
         """Whether only the secret key may call what it calls."""
-        reads_tombstones = self.level == "versioned" and not self.key_diff
-        reads_log = self.level == "change_log"
-        return self.has_table_cursor or self.lease or reads_tombstones or reads_log
+        return self.has_table_cursor or self.lease or self.reads_records
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueUse:
-    """A queue and its lanes' suffixes; `needs_migration` says what for, if stock is not enough."""
+    """A queue and its lanes' suffixes.
+
+    - `is_worked_on`: whether its jobs are taken here, or only sent.
+    - `needs_migration`: what for, if stock mode is not enough.
+    """
 
     name: str
     lanes: tuple[str, ...] = ()
+    is_worked_on: bool = True
     needs_migration: str | None = None
 
     @property
@@ -121,9 +129,17 @@ def subjects_of(parts: Iterable[Any]) -> Subjects:
             found.queues.extend(_of_processor(part))
         elif isinstance(part, SupabaseQueue | AsyncSupabaseQueue):
             found.queues.append(QueueUse(name=part.name))
-        elif not hasattr(part, "get_stats") and not hasattr(part, "breaker"):
+        elif not is_part(part):
             raise TypeError(f"there is nothing to look at in a {type(part).__name__}")
     return found
+
+
+def is_part(thing: Any) -> bool:
+    """Whether it is one, or holds some."""
+    marks = ("get_stats", "parts", "breaker", "breakers")
+    return isinstance(thing, SupabaseQueue | AsyncSupabaseQueue) or (
+        not isinstance(thing, type) and any(hasattr(thing, mark) for mark in marks)
+    )
 
 
 def _flat(parts: Iterable[Any]) -> Iterator[Any]:
@@ -180,6 +196,7 @@ def _of_processor(part: QueueProcessor | AsyncQueueProcessor) -> Sequence[QueueU
         QueueUse(
             name=store.name,
             lanes=tuple((settings.lanes or {}).values()),
+            is_worked_on=part._core.process is not None,  # noqa: SLF001
             needs_migration="strict_order=True" if settings.strict_order else None,
         )
     ]

@@ -30,9 +30,10 @@ def check_table(use: TableUse, api: ApiFacts, database: DatabaseFacts | None) ->
     """All checks of one table."""
     answer = api.tables.get(use)
     if answer is not None:
-        yield from _answer(use, answer)
+        yield from _answer(use, answer, api.key.role or "anon")
         yield from _listener_migration(use, answer)
     yield from _other_migrations(use, api)
+    yield from _token(use)
     if database is None:
         return
     found = database.relations.get((use.schema, use.table))
@@ -50,7 +51,7 @@ def check_table(use: TableUse, api: ApiFacts, database: DatabaseFacts | None) ->
 # --- through the API ------------------------------------------------------------------------------
 
 
-def _answer(use: TableUse, answer: TableAnswer) -> Iterator[Finding]:
+def _answer(use: TableUse, answer: TableAnswer, role: str) -> Iterator[Finding]:
     name = use.name
     if answer.refusal in {"PGRST205", "42P01"}:
         fix = "notify pgrst, 'reload schema';\n-- if the table is there; else correct its name"
@@ -59,12 +60,12 @@ def _answer(use: TableUse, answer: TableAnswer) -> Iterator[Finding]:
     elif answer.refusal == "PGRST106":
         yield _unexposed(use)
     elif answer.refusal == "42501":
-        yield _no_right(use, "the key's role")
+        yield _no_right(use, role)
     elif answer.refusal is not None:
         what = f"could not be read ({answer.refusal})"
         yield Finding("table", "unseen", name, what, fix=f"Try again: {answer.told or 'no text'}")
     elif answer.missing:
-        yield from (_no_column(use, column) for column in answer.missing)
+        yield from (_no_column(use, column) for column in _unexplained(use, answer))
     else:
         yield Finding("table", "ok", name, "can be read through the API")
     yield from _cap(use, answer)
@@ -80,13 +81,20 @@ def _unexposed(use: TableUse) -> Finding:
 
 
 def _no_right(use: TableUse, role: str) -> Finding:
-    named = "service_role" if role == "the key's role" else role
     fix = (
-        f"grant usage on schema {identifier(use.schema)} to {identifier(named)};\n"
-        f"grant select on {relation(use.schema, use.table)} to {identifier(named)};"
+        f"grant usage on schema {identifier(use.schema)} to {identifier(role)};\n"
+        f"grant select on {relation(use.schema, use.table)} to {identifier(role)};"
     )
     what = f"may not be read by {role}"
     return Finding("privilege", "problem", use.name, what, f"The {use.by} cannot read it.", fix)
+
+
+def _unexplained(use: TableUse, answer: TableAnswer) -> list[str]:
+    """The missing columns, but those of a migration that is missing itself."""
+    is_unfollowed = answer.horizon is not None and _unfollowed(use, answer.horizon) is not None
+    return [
+        column for column in answer.missing if not (is_unfollowed and column.startswith("sync_"))
+    ]
 
 
 def _no_column(use: TableUse, column: str) -> Finding:
@@ -128,8 +136,6 @@ def _listener_migration(use: TableUse, answer: TableAnswer) -> Iterator[Finding]
     horizon = answer.horizon
     if horizon is None or use.level is None:
         return
-    if use.level == "versioned" and "sync_xid" in answer.missing:
-        return  # one finding says it
     wrong = _unfollowed(use, horizon)
     if wrong is None:
         yield Finding("migration", "ok", use.name, "sql listener is there")
@@ -183,6 +189,15 @@ def _other_migrations(use: TableUse, api: ApiFacts) -> Iterator[Finding]:
         # Forbidden: the finding about the key says it.
 
 
+def _token(use: TableUse) -> Iterator[Finding]:
+    if not use.reads_records or use.role in {None, "service_role"}:
+        return
+    what = f"token= makes its listener {use.role}, and Recovery.{use.level}() needs service_role"
+    why = "No policy can be evaluated on a deleted row, so nobody else may read what was recorded."
+    fix = "Leave out token=, or recover by Recovery.versioned(key_diff=True)."
+    yield Finding("key", "problem", use.name, what, why, fix)
+
+
 # --- through the database -------------------------------------------------------------------------
 
 
@@ -204,7 +219,9 @@ def _publication(use: TableUse, database: DatabaseFacts, found: RelationFacts) -
         what = "the publication supabase_realtime does not exist"
         fix = f"create publication supabase_realtime for table {target};"
         yield Finding("publication", "problem", name, what, why, fix)
-    elif published is None or not published.is_published:
+    elif published is None:
+        return  # the finding about the migration says it
+    elif not published.is_published:
         what = "is not in the publication supabase_realtime"
         fix = f"alter publication supabase_realtime add table {target};"
         yield Finding("publication", "problem", name, what, why, fix)
