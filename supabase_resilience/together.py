@@ -36,7 +36,11 @@ AsyncPart = Breakers | AsyncProtectedClient | AsyncResilientHttpClient | AsyncWo
 W = TypeVar("W", Worker, AsyncWorker)
 _QUEUES = (QueueProcessor, AsyncQueueProcessor)
 _LISTENERS = (RealtimeListener, AsyncRealtimeListener)
+_USUAL_SCHEMA = "public."
 _LOOK_AGAIN = 0.2
+# It stands still when so many looks are missing, and so many seconds beside.
+_LOOKS_MISSED = 3
+_LOOK_TIME = 30.0
 
 
 class _Parts(Generic[W]):
@@ -97,11 +101,13 @@ class _Parts(Generic[W]):
 def _name_of(part: Any) -> tuple[Kind, str]:
     if isinstance(part, _QUEUES):
         return "queue", part.name
-    return ("listener" if isinstance(part, _LISTENERS) else "verification"), part.get_stats().table
+    kind: Kind = "listener" if isinstance(part, _LISTENERS) else "verification"
+    return kind, part.get_stats().table.removeprefix(_USUAL_SCHEMA)
 
 
 def _word(key: Any) -> str:
-    return ".".join(map(str, key)) if isinstance(key, tuple) else str(key)
+    text = ".".join(map(str, key)) if isinstance(key, tuple) else str(key)
+    return text.removeprefix(_USUAL_SCHEMA)
 
 
 class _Watch:
@@ -135,6 +141,10 @@ class _Watch:
         at = self.looked_at
         return None if at is None else _clock.monotonic() - at
 
+    def stands_still(self) -> bool:
+        """Whether several looks in a row are overdue."""
+        return (self.age() or 0.0) > _LOOKS_MISSED * self.every + _LOOK_TIME
+
 
 class Resilience:
     """The parts of a sync app as one: started and stopped together, their health, their alerts.
@@ -146,9 +156,9 @@ class Resilience:
 
     - `parts`: protected clients, breakers, `QueueProcessor`, `RealtimeListener` and
       `ServerSideVerification` objects that were made elsewhere. In what is returned each is called
-      by its kind and name: `breaker:supabase` (`breaker:supabase/public.orders` for that of one
-      table), `queue:mails`, `listener:projects`, `verification:orders`; a second one of the same
-      name is `…#2`.
+      by its kind and name: `breaker:supabase` (`breaker:supabase/orders` for that of one table),
+      `queue:mails`, `listener:projects`, `verification:orders`; a second one of the same name is
+      `…#2`.
     - `start()` starts queues first, `stop()` stops them last, so that a job made by a change or a
       repair is still taken. A producer (`process=None`) is not started.
     - Every `check_every` seconds, while it is started, the alerts are looked at; what they have to
@@ -198,6 +208,7 @@ class Resilience:
             raise
         self._asked_to_stop.clear()
         self._ended = threading.Event()
+        self._watch.looked_at = None
         self._pid = os.getpid()
         self._thread = threading.Thread(
             target=self._look, args=(self._ended,), name="resilience", daemon=True
@@ -240,6 +251,15 @@ class Resilience:
         """Whether it was started and not stopped, in this process."""
         thread = self._thread
         return self._pid == os.getpid() and thread is not None and thread.is_alive()
+
+    def is_alive(self) -> bool:
+        """False if its own thread, once started and not stopped, has died or stands still.
+
+        The question of a liveness probe: nothing that happens to Supabase changes the answer.
+        """
+        if self.is_active():
+            return not self._watch.stands_still()
+        return self._pid != os.getpid() or self._thread is None
 
     def health(self) -> Health:
         """How each part is, why, and since when; from memory, nothing is asked of Supabase."""
@@ -333,6 +353,7 @@ class AsyncResilience:
             await self._stop(started, 0.0)
             raise
         self._asked_to_stop = asyncio.Event()
+        self._watch.looked_at = None
         self._pid = os.getpid()
         self._task = asyncio.create_task(self._look(), name="resilience")
 
@@ -375,6 +396,15 @@ class AsyncResilience:
         """Whether it was started and not stopped, in this process."""
         task = self._task
         return self._pid == os.getpid() and task is not None and not task.done()
+
+    def is_alive(self) -> bool:
+        """False if its own task, once started and not stopped, has died or stands still.
+
+        The question of a liveness probe: nothing that happens to Supabase changes the answer.
+        """
+        if self.is_active():
+            return not self._watch.stands_still()
+        return self._pid != os.getpid() or self._task is None
 
     def health(self) -> Health:
         """How each part is, why, and since when; from memory, nothing is asked of Supabase."""
