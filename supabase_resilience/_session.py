@@ -7,10 +7,19 @@ subclass of httpx's client class that borrows everything but `request()` from th
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterator, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Hashable,
+    Iterator,
+    Mapping,
+)
 from contextlib import aclosing
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import httpx
@@ -20,6 +29,7 @@ from supabase_resilience._circuit import Permit
 from supabase_resilience._countdown import Countdown, StrictCountdown
 from supabase_resilience._failure_table import DUPLICATE, SUCCESS
 from supabase_resilience._requests import (
+    Target,
     answer_as_applied,
     is_repeatable,
     is_repeated_insert,
@@ -72,13 +82,7 @@ class Guard:
 
     def attributes(self, method: str, url: Any, options: Options) -> Attributes:
         """What a span of a call says: names, never values."""
-        target = target_of(method, url, _headers(options))
-        return {
-            "breaker": self.breaker.name,
-            "method": method,
-            "schema": target.schema,
-            "function" if target.is_rpc else "table": target.name,
-        }
+        return _attributes(self.breaker.name, target_of(method, url, _headers(options)))
 
     def acquire(self, method: str, url: Any, options: Options) -> Permit | KeyedPermit:
         """Leave for one attempt while something is `sick`: the project's, and that of its key."""
@@ -181,6 +185,14 @@ class Call(NamedTuple):
     options: Options
 
 
+@lru_cache(maxsize=256)
+def _attributes(breaker: str, target: Target) -> Attributes:
+    where = {} if target.schema == "public" else {"schema": target.schema}
+    kind = "function" if target.is_rpc else "table"
+    facts = {"breaker": breaker, "method": target.method, **where, kind: target.name}
+    return MappingProxyType(facts)  # shared by all that ask for it
+
+
 def _after_redirect(
     meaning: Classification, method: str, url: Any, last: httpx.Request | None
 ) -> Classification:
@@ -223,7 +235,7 @@ class GuardedSession(httpx.Client):
         self._inner = inner
         self._guard = guard
         if guard.span is not None:
-            self.request = partial(self._request_in_span, guard.span)  # type: ignore[method-assign]
+            self.request = _in_span(guard, guard.span, self.request)  # type: ignore[method-assign]
 
     def __getattr__(self, name: str) -> Any:
         return _borrowed(self, name)
@@ -262,10 +274,6 @@ class GuardedSession(httpx.Client):
             )
         return cast("httpx.Response", made.result())
 
-    def _request_in_span(self, span: Span, method: str, url: Any, **options: Any) -> httpx.Response:
-        with span(CALL, self._guard.attributes(method, url, options)):
-            return GuardedSession.request(self, method, url, **options)
-
     def _attempt(  # noqa: PLR0917 - the arguments of httpx, and the time they have
         self,
         session: httpx.Client,
@@ -299,6 +307,16 @@ class GuardedSession(httpx.Client):
             return guard.answered(permit, method, url, options, response) or response
         _close(response)
         return made
+
+
+def _in_span(
+    guard: Guard, span: Span, request: Callable[..., httpx.Response]
+) -> Callable[..., httpx.Response]:
+    def request_in_span(method: str, url: Any, **options: Any) -> httpx.Response:
+        with span(CALL, guard.attributes(method, url, options)):
+            return request(method, url, **options)
+
+    return request_in_span
 
 
 def _close(response: httpx.Response | None) -> None:
@@ -351,7 +369,7 @@ class AsyncGuardedSession(httpx.AsyncClient):
         self._inner = inner
         self._guard = guard
         if guard.span is not None:
-            self.request = partial(self._request_in_span, guard.span)  # type: ignore[method-assign]
+            self.request = _in_span_async(guard, guard.span, self.request)  # type: ignore[method-assign]
 
     def __getattr__(self, name: str) -> Any:
         return _borrowed(self, name)
@@ -392,12 +410,6 @@ class AsyncGuardedSession(httpx.AsyncClient):
                 return cast("httpx.Response", (await retryer(next_attempt)).result())
         return cast("httpx.Response", made.result())
 
-    async def _request_in_span(
-        self, span: Span, method: str, url: Any, **options: Any
-    ) -> httpx.Response:
-        with span(CALL, self._guard.attributes(method, url, options)):
-            return await AsyncGuardedSession.request(self, method, url, **options)
-
     async def _attempt(  # noqa: PLR0917 - the arguments of httpx, and the time they have
         self,
         session: httpx.AsyncClient,
@@ -436,6 +448,16 @@ class AsyncGuardedSession(httpx.AsyncClient):
                 countdown.stop()
         await _aclose(response)
         return made
+
+
+def _in_span_async(
+    guard: Guard, span: Span, request: Callable[..., Coroutine[Any, Any, httpx.Response]]
+) -> Callable[..., Coroutine[Any, Any, httpx.Response]]:
+    async def request_in_span(method: str, url: Any, **options: Any) -> httpx.Response:
+        with span(CALL, guard.attributes(method, url, options)):
+            return await request(method, url, **options)
+
+    return request_in_span
 
 
 async def _aclose(response: httpx.Response | None) -> None:

@@ -55,6 +55,8 @@ class Hooks:
     cannot be called.
     """
 
+    spans_never_raise = True
+
     def __init__(self, *hooks: Hook) -> None:
         for hook in hooks:
             check_callable("hooks", hook)
@@ -80,10 +82,13 @@ def _nested(spans: list[Span]) -> Span:
 
 
 def span_of(hook: Hook) -> Span | None:
-    """What a hook puts around work, made safe; None for one that only hears of events."""
+    """What a hook puts around work, made safe; None for one that only hears of events.
+
+    One that has `spans_never_raise` has seen to that itself: a wrapper costs as much as a timer.
+    """
     span = getattr(hook, "span", None)
-    if span is None:
-        return None
+    if span is None or getattr(hook, "spans_never_raise", False):
+        return cast("Span | None", span)
     return lambda name, attributes: _Safe(span, name, attributes)
 
 

@@ -3,6 +3,7 @@
 It knows the API only; which SDK collects, and where it sends, is the app's choice.
 """
 
+import logging
 import os
 from collections import deque
 from collections.abc import Iterable
@@ -36,7 +37,7 @@ try:
         MeterProvider,
         Observation,
     )
-    from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, TracerProvider
+    from opentelemetry.trace import Span, Status, StatusCode, Tracer, TracerProvider
 except ImportError as missing:
     raise ImportError(
         'OpenTelemetryHook needs opentelemetry-api. Run `pip install "supabase-resilience[otel]"`.'
@@ -44,8 +45,12 @@ except ImportError as missing:
 
 __all__ = ["OpenTelemetryHook"]
 
+# An empty one would be taken for that of whoever hands it over.
+_NOTHING_AROUND = Context({NAMESPACE: None})
 _ERROR = Status(StatusCode.ERROR)
-_AT_ONCE = 256
+_logger = logging.getLogger("supabase_resilience")
+_FAILED = "the span of %s failed"
+_AT_ONCE = 64
 _SUFFIXES = ("_total", "_seconds", "_ratio")
 
 
@@ -65,6 +70,8 @@ class OpenTelemetryHook:
 
     One hook serves all parts of a process, from any thread and task.
     """
+
+    spans_never_raise = True
 
     def __init__(
         self,
@@ -133,8 +140,7 @@ class _Meters:
             os.register_at_fork(after_in_child=self._waiting.clear)
 
     def _make(self, metric: Metric[Any], meter: Meter) -> None:
-        facts = (_name(metric), metric.unit, metric.help)
-        name, (path, unit, about) = metric.name, facts
+        name, path, unit, about = metric.name, _name(metric), metric.unit, metric.help
         if metric.kind == "counter":
             self._counters[name] = meter.create_counter(path, unit, about)
         elif metric.kind == "gauge":
@@ -165,7 +171,8 @@ class _Meters:
         durations = self._of_span.get(name)
         if durations is not None:
             labels = durations.labels(attributes)[raised]
-            self._waiting.append((durations.histogram, seconds, labels, context.get_current()))
+            within = context.get_current() or _NOTHING_AROUND
+            self._waiting.append((durations.histogram, seconds, labels, within))
             if len(self._waiting) >= _AT_ONCE:
                 self._hand_over()
 
@@ -229,11 +236,13 @@ class _Block(AbstractContextManager[None]):
         self._span: Span | None = None
 
     def __enter__(self) -> None:
-        if self._tracer is not None:
-            facts = {_KEYS[key]: value for key, value in self._attributes.items()}
-            span = self._tracer.start_span(self._name, kind=SpanKind.INTERNAL, attributes=facts)
-            self._span = span
-            self._token = context.attach(trace.set_span_in_context(span))
+        try:
+            if self._tracer is not None:
+                facts = {_KEYS[key]: value for key, value in self._attributes.items()}
+                span = self._span = self._tracer.start_span(self._name, attributes=facts)
+                self._token = context.attach(trace.set_span_in_context(span))
+        except Exception:
+            _logger.exception(_FAILED, self._name)
         self._began = monotonic()
 
     def __exit__(
@@ -242,17 +251,23 @@ class _Block(AbstractContextManager[None]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        try:
+            self._end(kind, monotonic() - self._began)
+        except Exception:
+            _logger.exception(_FAILED, self._name)
+
+    def _end(self, kind: type[BaseException] | None, seconds: float) -> None:
+        span = self._span
+        # In another task than it began in, it is not current, and there is nothing to undo.
+        if span is not None and trace.get_current_span() is span:
+            context.detach(self._token)
         if self._meters is not None:
-            seconds = monotonic() - self._began
             self._meters.took(self._name, self._attributes, seconds, raised=kind is not None)
-        if self._span is not None:
-            # In another task than it began in, it is not current, and there is nothing to undo.
-            if trace.get_current_span() is self._span:
-                context.detach(self._token)
+        if span is not None:
             if kind is not None:
-                self._span.set_attribute("error.type", _type_name(kind))
-                self._span.set_status(_ERROR)
-            self._span.end()
+                span.set_attribute("error.type", _type_name(kind))
+                span.set_status(_ERROR)
+            span.end()
 
 
 class _Keys(dict[str, str]):

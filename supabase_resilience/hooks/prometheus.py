@@ -4,6 +4,7 @@ Plain counters, gauges and histograms, no collector that asks at scrape time: on
 gunicorn runs the app in several processes.
 """
 
+import logging
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -43,6 +44,8 @@ except ImportError as error:
 __all__ = ["PrometheusHook"]
 
 Instrument = Counter | Gauge | Histogram
+_logger = logging.getLogger("supabase_resilience")
+_NOT_MEASURED = "%s could not be measured"
 _MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
 
 
@@ -65,6 +68,8 @@ class PrometheusHook:
     measured as work happens; give them different ones. Raises `ValueError` when the registry has
     these metrics already.
     """
+
+    spans_never_raise = True
 
     def __init__(
         self, registry: CollectorRegistry | None = None, *, namespace: str = NAMESPACE
@@ -92,8 +97,12 @@ class PrometheusHook:
 
     def span(self, name: str, attributes: Attributes) -> AbstractContextManager[None]:
         """Measure a call, a handler or a batch: what is in the block, however it ends."""
-        timers = self._of_span.get(name)
-        return _UNMEASURED if timers is None else timers.start(attributes)
+        try:
+            timers = self._of_span.get(name)
+            return _UNMEASURED if timers is None else timers.start(attributes)
+        except Exception:
+            _logger.exception(_NOT_MEASURED, name)
+            return _UNMEASURED
 
     def observe(self, stats: Statistics) -> None:
         """Take over what the parts count: `observe(resilience.get_stats())`.
@@ -191,7 +200,10 @@ class _Timer(AbstractContextManager[None]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._ends[kind is not None](monotonic() - self._began)
+        try:
+            self._ends[kind is not None](monotonic() - self._began)
+        except Exception:  # a full disk, where several processes share files
+            _logger.exception(_NOT_MEASURED, "a span")
 
 
 class _Unmeasured(AbstractContextManager[None]):
