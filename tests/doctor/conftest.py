@@ -21,7 +21,9 @@ SCHEMA = """
 create table orders (id int primary key, kind text, updated_at timestamptz not null default now());
 create index on orders (updated_at, id);
 create table items (id int primary key);
-alter publication supabase_realtime add table orders;
+create table notes (id int primary key);
+alter table notes enable row level security;
+alter publication supabase_realtime add table orders, notes;
 """
 QUEUES = """
 select supabase_resilience_queue_create('mails');
@@ -58,6 +60,7 @@ def parts(sound):
     return [
         realtime_listener(client, "orders", filter="kind=eq.a", recovery=by_column),
         realtime_listener(client, "items", recovery=Recovery.versioned(), cursor=cursor),
+        realtime_listener(client, "notes"),
         server_side_verification(client, "orders", rules=[Rule("a", check=bool)], lease="orders"),
         queue_processor(client, "mails", print, lanes={10: "_high"}, strict_order=True),
         SupabaseQueue(client, "mails"),

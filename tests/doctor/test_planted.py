@@ -35,6 +35,7 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
     back: str = ""
     fixed_by: str = "sql"
+    says: str = ""
     on: str = "sound"
 
 
@@ -111,7 +112,10 @@ CASES = {
         ("policy", "problem", "public.hidden"),
         plant=f"create table hidden (id int primary key); {PUBLISH} hidden;"
         "alter table hidden enable row level security;"
-        "create policy mine on hidden for select to authenticated using (true)",
+        # None of these lets it read: another role's, another verb's, and one that only narrows.
+        "create policy mine on hidden for select to authenticated using (true);"
+        "create policy made on hidden for insert to anon with check (true);"
+        "create policy less on hidden as restrictive for select to anon using (true)",
         parts=listening("hidden"),
         options={"key": "publishable"},
     ),
@@ -173,7 +177,8 @@ CASES = {
     "an old migration of listeners": Case(
         ("migration", "problem", "public.items"),
         plant="create or replace function supabase_resilience_horizon(p_schema text, p_table text)"
-        """ returns jsonb language sql stable as $$ select '{"migration": 0}'::jsonb $$""",
+        """ returns jsonb language sql stable as $$ select '{"migration": 0,"""
+        """ "recovery": "versioned", "key": ["id"]}'::jsonb $$""",
         parts=listening("items", recovery=Recovery.versioned()),
         fixed_by="command",
     ),
@@ -190,6 +195,7 @@ CASES = {
         plant="create table muted (id int primary key);"
         + migration("listener", "--table", "muted")
         + "alter table muted disable trigger user",
+        says="triggers are missing or disabled",
         parts=listening("muted", recovery=Recovery.versioned()),
         fixed_by="command",
     ),
@@ -202,7 +208,11 @@ CASES = {
     ),
     "no index on the cursor column": Case(
         ("index", "problem", "public.Slow"),
-        plant=f'create table "Slow" (id int primary key, "changedAt" timestamptz);{PUBLISH} "Slow"',
+        plant='create table "Slow" (id int primary key, "changedAt" timestamptz);'
+        # Neither helps: one knows not all rows, one begins with something else.
+        'create index on "Slow" ("changedAt") where id > 0;'
+        'create index on "Slow" (id, "changedAt");'
+        f'{PUBLISH} "Slow"',
         parts=listening("Slow", recovery=Recovery.by_column("changedAt")),
     ),
     "no index on what the migration follows": Case(
@@ -367,7 +377,7 @@ def test_what_is_planted_is_found_alone_and_its_fix_works(case, project, request
 
     assert [case.found] == [(each.check, each.severity, each.subject) for each in findings]
     finding = findings[0]
-    assert finding.what
+    assert case.says in finding.what
     assert finding.why
     assert finding.fix
     if case.fixed_by == "command":
