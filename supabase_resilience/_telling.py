@@ -1,8 +1,9 @@
 """How a part tells the user's hook: of what happened, and of what begins and ends.
 
 A hook is any callable that takes an event. One that is an object may have `span(name, attributes)`
-besides, which gives a context manager: it is around each call, job, handler and batch then. What a
-hook raises is logged and changes nothing.
+besides, which gives a context manager: it is around each call, job, handler and batch then. One
+with `observe(stats)` is shown the statistics of all parts now and then. What a hook raises is
+logged and changes nothing.
 """
 
 import inspect
@@ -23,6 +24,7 @@ __all__ = [
     "Attributes",
     "Hooks",
     "Span",
+    "show",
     "span_of",
     "spanned",
     "tell",
@@ -68,6 +70,21 @@ class Hooks:
         """Tell them all."""
         for hook in self._hooks:
             tell(hook, event)
+
+    def observe(self, stats: Mapping[str, Any]) -> None:
+        """Show statistics to those that want to see them."""
+        for hook in self._hooks:
+            show(hook, stats)
+
+
+def show(hook: Hook, stats: Mapping[str, Any]) -> None:
+    """Show statistics to a hook that has `observe(stats)`; what it raises is logged."""
+    observe = getattr(hook, "observe", None)
+    if observe is not None:
+        try:
+            observe(stats)
+        except Exception:
+            _logger.exception("on_event failed to observe the statistics")
 
 
 def _nested(spans: list[Span]) -> Span:

@@ -16,7 +16,7 @@ from supabase_resilience._alerts import Alert, AlertBook
 from supabase_resilience._checks import check_callable, check_number, check_seconds
 from supabase_resilience._health import Health, HealthBook, Kind, Stats
 from supabase_resilience._signals import handled_signals
-from supabase_resilience._telling import tell
+from supabase_resilience._telling import show, tell
 from supabase_resilience.breaker import CircuitBreaker
 from supabase_resilience.breakers import CircuitBreakers
 from supabase_resilience.events import Hook, log_event
@@ -130,6 +130,7 @@ class _Watch:
     def look(self, stats: Mapping[str, Stats]) -> None:
         """One look; what the alerts say is told outside of the lock."""
         self.health(stats)
+        show(self._on_event, stats)
         with self._lock:
             found = self.alerts.look(stats, _clock.monotonic())
         self.looked_at = _clock.monotonic()
@@ -162,7 +163,8 @@ class Resilience:
     - `start()` starts queues first, `stop()` stops them last, so that a job made by a change or a
       repair is still taken. A producer (`process=None`) is not started.
     - Every `check_every` seconds, while it is started, the alerts are looked at; what they have to
-      say goes to their own `tell`, else to `on_event`.
+      say goes to their own `tell`, else to `on_event`. A hook with `observe(stats)`, such as
+      `PrometheusHook` and `OpenTelemetryHook`, is shown the statistics then.
 
     Raises `TypeError` for a part of another kind, an async one among them, and `ValueError` or
     `TypeError`, naming the argument, for an option that makes no sense.

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -236,3 +237,25 @@ def test_a_fork_can_look(hook, stats):
         child.start()
         child.join(30)
     assert 0 == child.exitcode
+
+
+def test_resilience_shows_its_statistics(hook, caplog):
+    """Also through `Hooks`; another hook that cannot take them is logged, and in nobody's way."""
+
+    def broken(_):
+        raise RuntimeError("full")
+
+    other = RecordingHook()
+    other.observe = broken
+    breakers = CircuitBreakers()
+    breakers.project.execute(str)
+    seen = threading.Event()
+
+    class Seen(RecordingHook):
+        def observe(self, _):
+            seen.set()
+
+    with Resilience(breakers, on_event=Hooks(other, hook, Seen())):
+        assert seen.wait(30)
+    assert 1 == scraped(hook)["circuit_calls_total", "success", "supabase"]
+    assert "failed to observe" in caplog.text
