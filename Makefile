@@ -73,7 +73,7 @@ format: .venv/ready
 	@$(PYTHON) -m venv .venv || \
 	  { echo "python3 -m venv failed: install your system's python3-venv package"; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[local,otel,prometheus]" --group dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[local,otel,prometheus,status]" --group dev
 	@touch $@
 
 clean:

@@ -46,6 +46,7 @@ FLOORS: dict[str, set[str]] = {
     },
     "patterns": {"queues", "listener", "verification"},
     "together": {"_health", "together", "hooks"},
+    "page": {"status"},
     "top": {"__init__", "testing"},
 }
 # What shows and combines: it may import all of the above and `local`, and nobody imports it.

@@ -33,7 +33,7 @@ class Metrics(Protocol):
     """What `/metrics` needs of a `PrometheusHook`."""
 
     def observe(self, stats: Mapping[str, Any], /) -> None:
-        """Take in the statistics of now."""
+        """Take over the statistics of now, or what the queues hold."""
 
     def render(self) -> tuple[bytes, str]:
         """The text for Prometheus, and its content type."""
@@ -61,7 +61,8 @@ def status_app(
       ready. `?part=queue:mails` asks for one part; 404 if there is none of that name.
     - `/`: a page for people, which renews itself (`/events`, server-sent events) and needs neither
       JavaScript nor a network. `/status.json` has the same for scripts; the README has its shape.
-    - `/metrics`: for Prometheus, if `metrics`, a `PrometheusHook`, is given; else 404.
+    - `/metrics`: for Prometheus, if `metrics`, a `PrometheusHook`, is given; else 404. It tells what
+      the queues hold, too, as they answered before the last scrape.
 
     `auth` is given each request (of Starlette) and says whether it may see anything; it may be
     async. 401 is what those get who may not. `/livez` and `/readyz` are not asked for it, as probes
@@ -168,6 +169,7 @@ class _App:
             said = "No metrics here: give status_app(metrics=PrometheusHook()).\n"
             return PlainTextResponse(said, 404, _HEADERS)
         self._metrics.observe(self._resilience.get_stats())
+        self._metrics.observe(self._backlog.answers())
         body, content_type = self._metrics.render()
         return Response(body, headers={**_HEADERS, "Content-Type": content_type})
 

@@ -52,6 +52,15 @@ class Backlog:
                 self._ask(name, queue)
         return dict(self._known)
 
+    def answers(self) -> Mapping[str, QueueMetrics]:
+        """What the queues hold, but for those that cannot be asked now; asks again as `look()`."""
+        found = self.look().items()
+        return {
+            name: known.metrics
+            for name, known in found
+            if known.metrics is not None and known.failure is None
+        }
+
     def _ask(self, name: str, queue: QueueProcessor | AsyncQueueProcessor) -> None:
         if isinstance(queue, QueueProcessor):
             # No thread of a pool: a pool is waited for when the process ends.

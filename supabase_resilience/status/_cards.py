@@ -106,8 +106,9 @@ def _fact(label: str, value: str | None) -> Html:
 
 
 def _of_breaker(_: Snapshot, name: str, stats: Values, moments: Moments) -> tuple[Facts, None]:
+    state = stats["state"].replace("_", " ").capitalize()
     facts: Facts = [
-        ("In this state for", moments.ago(f"{name} state", stats["seconds_in_state"])),
+        (f"{state} for", moments.ago(f"{name} state", stats["seconds_in_state"])),
         ("Calls answered", count(stats["successes"])),
         ("Failed", count(stats["failures"] + stats["throttled"] + stats["blocked"])),
         ("Refused", count(stats["refused"])),
@@ -180,15 +181,15 @@ def _of_listener(
         ("Connections made", count(stats["connects"])),
         ("Resyncs", count(stats["resyncs"])),
     ]
+    keys = ("delivered", "failed", "skipped", "waiting")
     rows = [
         [
-            handler,
-            *(count(each[key]) for key in ("delivered", "failed", "skipped", "waiting")),
-            "behind" if each["is_behind"] else "no",
+            f"{handler} (behind)" if each["is_behind"] else handler,
+            *(count(each[key]) for key in keys),
         ]
         for handler, each in stats["handlers"].items()
     ]
-    head = ["handler", "delivered", "failed", "skipped", "waiting", "behind"]
+    head = ["handler", *keys]
     return facts, table(f"Handlers of {short(name)}", head, rows, numbers_from=1) if rows else None
 
 

@@ -9,7 +9,7 @@ import hashlib
 from functools import cache
 from importlib.resources import files
 
-from supabase_resilience.status._cards import Values, anchor, card, icon, short, table
+from supabase_resilience.status._cards import Values, anchor, card, icon, short
 from supabase_resilience.status._html import Html, join, tag
 from supabase_resilience.status._moments import Moments, Steady
 from supabase_resilience.status._snapshot import Snapshot
@@ -145,24 +145,17 @@ def _failures(snapshot: Snapshot, moments: Moments) -> Html | None:
     failures = snapshot["failures"]
     if not failures:
         return None
-    rows: list[list[str]] = [
-        [
-            each["part"],
-            each["name"],
-            each["why"],
-            count(each["count"]),
-            join(moments.since(each["last"]), " ago"),
-        ]
-        for each in failures[:_FAILURES]
-    ]
-    made = table(
-        "Failures by part and reason",
-        ["part", "what", "why", "times", "last"],
-        rows,
-        numbers_from=3,
-    )
     title = tag("h2", "What failed, and why", id="failures")
-    return tag("section", title, tag("div", made, class_="card"), aria_labelledby="failures")
+    listed = [_failure(each, moments) for each in failures[:_FAILURES]]
+    body = tag("div", tag("ul", *listed, class_="lines"), class_="card")
+    return tag("section", title, body, aria_labelledby="failures")
+
+
+def _failure(failure: Values, moments: Moments) -> Html:
+    times = f"{plural(failure['count'], 'time')}, last "
+    last = tag("span", times, moments.since(failure["last"]), " ago", class_="facts")
+    what = f" {_words(failure['name'])}: {failure['why']} "
+    return tag("li", tag("strong", failure["part"]), what, last)
 
 
 def _events(snapshot: Snapshot, moments: Moments) -> Html | None:
@@ -171,7 +164,7 @@ def _events(snapshot: Snapshot, moments: Moments) -> Html | None:
         return None
     title = tag("h2", "What happened lately", id="events")
     listed = [_event(each, moments) for each in events[:_EVENTS]]
-    body = tag("ol", *listed, class_="events") if listed else tag("p", "Nothing yet.")
+    body = tag("ol", *listed, class_="lines") if listed else tag("p", "Nothing yet.")
     note = tag("p", "Newest first; times are UTC.", class_="note")
     return tag("section", title, tag("div", note, body, class_="card"), aria_labelledby="events")
 
@@ -195,7 +188,13 @@ def _event(event: Values, moments: Moments) -> Html:
     )
 
 
+def _words(name: str) -> str:
+    return name.replace(".", " ").replace("_", " ")
+
+
 def _fact(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return f"{value:.1f}" if isinstance(value, float) else str(value)
 
 

@@ -35,7 +35,6 @@
       set(each, duration(Number(each.dataset.until) - now));
     const isLive = silence() < SILENCE;
     live.className = isLive ? "live" : "stale";
-    document.body.classList.toggle("stale-page", !isLive);
     set(live, isLive ? "Live" : `Not live: last update ${duration(silence())} ago. Reconnecting…`);
   };
 
