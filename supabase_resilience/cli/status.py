@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import ipaddress
 import logging
+import os
 import socket
 import sys
 from collections.abc import AsyncGenerator
@@ -111,12 +112,14 @@ async def _made(found: Any, spec: str) -> Any:
 
 
 def _listening(host: str, port: int) -> socket.socket:
-    """Bound before anything is started: a port that is taken is told at once."""
+    """There before anything is started: a port that is taken is told at once."""
     family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     made = socket.socket(family)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if os.name == "posix":  # elsewhere it would take a port from whoever has it
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         made.bind(address)
+        made.listen()
     except BaseException:
         made.close()
         raise

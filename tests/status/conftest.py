@@ -1,7 +1,8 @@
-"""Parts in memory, both colours of a resilience, and a client of the app that tells how they are."""
+"""Parts in memory as one, in both colours, and a client of the app that tells how they are."""
 
 import asyncio
 import threading
+import time
 
 import httpx
 import pytest
@@ -20,6 +21,18 @@ from supabase_resilience.status import status_app
 from supabase_resilience.testing import FakeClock
 
 SOON = 30.0  # far more than any of it takes: only a hang ends here
+
+
+_PAUSE = threading.Event()
+
+
+def eventually(condition, said=str):
+    """What `condition` returns once that is true; fails with what `said` returns."""
+    end = time.monotonic() + SOON
+    while not (result := condition()):
+        assert time.monotonic() < end, f"it never came: {said()}"
+        _PAUSE.wait(0.02)
+    return result
 
 
 class Client:

@@ -48,7 +48,7 @@ def test_what_is_below_the_level_is_not_kept():
 
 
 def test_failures_are_counted_by_part_and_reason():
-    """What fails for one reason is one line, the latest first, and retries count by their reason."""
+    """One line for each reason, the latest first; retries count by theirs."""
     log = EventLog()
     retry = RetryScheduled(breaker="supabase", attempt=1, delay=0.1, reason="bad gateway (502)")
     handler = HandlerFailed(

@@ -15,7 +15,7 @@ from supabase_resilience.hooks.prometheus import PrometheusHook
 from supabase_resilience.status import EventLog, status_app
 from supabase_resilience.testing import FakeClock, drain_queue
 
-from ..listener.worlds import eventually
+from .conftest import eventually
 
 PARTS = ["breaker:supabase", "queue:mails"]
 ALL_PATHS = ["livez", "readyz", "status.json", "metrics", "", "events"]
