@@ -223,6 +223,7 @@ def document(snapshot: Snapshot, inside: Html, *, version: str, has_metrics: boo
             id="main",
             tabindex=-1,
             data_version=version,
+            data_said=headline(snapshot),
             data_at=f"{snapshot['at']:.1f}",
         ),
         _bottom(has_metrics=has_metrics),

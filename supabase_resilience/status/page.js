@@ -9,7 +9,7 @@
   let at = Number(main.dataset.at); // the server's time of the last word from it
   let heard = performance.now();
   let seen = main.dataset.version;
-  let said = null;
+  let said = main.dataset.said;
   let source = null;
 
   const two = (large, unit, small, smallUnit) =>
@@ -91,7 +91,7 @@
     document.title = state.title;
     document.getElementById("icon").href = state.icon;
     // Read aloud: the verdict, when it is another one, and not each number.
-    if (said !== null && said !== state.said) set(news, state.said);
+    if (said !== state.said) set(news, state.said);
     said = state.said;
     hear(state.at);
   };
