@@ -20,7 +20,7 @@ def __getattr__(name: str) -> Any:
     try:
         from supabase_resilience.status._app import status_app  # noqa: PLC0415 - an extra
     except ModuleNotFoundError as error:
-        if error.name != "starlette":
+        if (error.name or "").partition(".")[0] != "starlette":
             raise
         raise ImportError(
             "status_app needs starlette, which is not installed."

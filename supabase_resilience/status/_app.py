@@ -61,7 +61,7 @@ def status_app(
       ready. `?part=queue:mails` asks for one part; 404 if there is none of that name.
     - `/`: a page for people, which renews itself (`/events`, server-sent events) and needs neither
       JavaScript nor a network. `/status.json` has the same for scripts; the README has its shape.
-    - `/metrics`: for Prometheus, if `metrics`, a `PrometheusHook`, is given; else 404. It also tells
+    - `/metrics`: for Prometheus, if `metrics`, a `PrometheusHook`, is given; else 404. It also has
       what the queues hold, as they answered before this scrape.
 
     `auth` is given each request (of Starlette) and says whether it may see anything; it may be

@@ -125,10 +125,12 @@ def _of_queue(
 ) -> tuple[Facts, Html | None]:
     asked = snapshot["queues"].get(name) or {}
     dead = asked.get("dead")
+    # What it said before it could not be asked any more may be far from true.
+    now: Values = {} if asked.get("failure") else asked
     facts: Facts = [
-        ("Oldest job waits", _oldest(asked)),
-        ("Ready", _known(asked.get("ready"))),
-        ("Delayed or in hand", _known(asked.get("delayed"))),
+        ("Oldest job waits", _oldest(now)),
+        ("Ready", _known(now.get("ready"))),
+        ("Delayed or in hand", _known(now.get("delayed"))),
         ("Dead letters", count(stats["dead"]) if dead is None else count(dead)),
         ("In hand here", count(stats["in_flight"])),
         ("Done here", count(stats["succeeded"])),

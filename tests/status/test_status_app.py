@@ -1,6 +1,7 @@
 """What the status app answers: probes, JSON, metrics, the page."""
 
 import json
+import sys
 import threading
 import tomllib
 from pathlib import Path
@@ -268,3 +269,15 @@ def test_the_extra_brings_what_it_needs():
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
     extra = project["project"]["optional-dependencies"]["status"]
     assert {"starlette", "uvicorn"} == {each.partition(">")[0] for each in extra}
+
+
+def test_a_missing_extra_is_named(monkeypatch):
+    """The hook works without it, the app says what to install."""
+    monkeypatch.delitem(sys.modules, "supabase_resilience.status._app")
+    monkeypatch.setitem(sys.modules, "starlette", None)
+    monkeypatch.delitem(sys.modules, "starlette.applications")
+    from supabase_resilience import status  # noqa: PLC0415
+
+    assert [] == status.EventLog().events()
+    with pytest.raises(ImportError, match=r'pip install "supabase-resilience\[status\]"'):
+        _ = status.status_app

@@ -1,6 +1,7 @@
 """The page in a real browser, beside real parts on a local Supabase that is broken meanwhile."""
 
 import contextlib
+import io
 import itertools
 import re
 import shutil
@@ -27,9 +28,10 @@ from supabase_resilience import (
     realtime_listener,
     server_side_verification,
 )
+from supabase_resilience.__main__ import main
 from supabase_resilience.listener import _pacing, _passes, _recoverer
 from supabase_resilience.local import LocalSupabase
-from supabase_resilience.status import EventLog, status_app
+from supabase_resilience.status import EventLog, _backlog, status_app
 from supabase_resilience.status._words import duration
 
 from .conftest import eventually
@@ -138,7 +140,9 @@ def handle(data) -> None:
 
 @pytest.fixture(scope="module")
 def local():
-    with LocalSupabase(schema=SCHEMA) as stack:
+    with contextlib.redirect_stdout(io.StringIO()) as migration:
+        assert 0 == main(["sql", "queue"])
+    with LocalSupabase(schema=[SCHEMA, migration.getvalue()]) as stack:
         yield stack
 
 
@@ -156,6 +160,8 @@ def shop(local):
         # Nothing here is worth a wait that only spares a server.
         patched.setattr(_pacing, "_FIRST", 0.05)
         patched.setattr(_recoverer, "_LEAST_PAUSE", 0.02)
+        patched.setattr(_recoverer, "_LAG", 0.5)
+        patched.setattr(_backlog, "_EVERY", 0.3)
         patched.setattr(_passes, "_UNTIL_CONFIRMED", 0.1)
         made = Shop(local)
         yield made
@@ -210,6 +216,7 @@ def test_a_dead_database_is_seen_coming_and_going(page, shop):
     see(breaker.locator(".badge"), "degraded")
     see(breaker.locator(".reason"), re.compile(r"the circuit is (half-)?open: .+ for \d+ s"))
     see(page.get_by_role("article", name="mails").locator(".badge"), "degraded")
+    see(number(page, "mails", "Oldest job waits"), "unknown")
     see(page.locator("h1"), re.compile(r"[23] of 4 parts are degraded"))
     see(page.locator("#news"), re.compile("breaker:supabase degraded"))
     assert page.title().endswith("degraded · shop")
@@ -218,6 +225,7 @@ def test_a_dead_database_is_seen_coming_and_going(page, shop):
     see(breaker.locator(".badge"), "ok")
     all_is_well(page)
     see(page.locator("#news"), "All 4 parts work")
+    see(number(page, "mails", "Oldest job waits"), "none waits")
     assert page.locator("li", has_text="circuit closed").count()
 
 
