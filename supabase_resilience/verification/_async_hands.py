@@ -116,16 +116,15 @@ class AsyncHands:
                 answer = await self._once(command)
             except Exception as error:
                 delay = patience.wait_for(command, error)
-                if delay is None:
+                if delay is None:  # the plan decides, and waits no longer
+                    self._tell_resumed(paused_at)
                     raise
                 if paused_at is None:
                     paused_at = self._clock()
                     self._tell(PassPaused(table=self._core.settings.name, reason=delay.reason))
                 await self._sleep(delay.seconds)
             else:
-                if paused_at is not None:
-                    seconds = self._clock() - paused_at
-                    self._tell(PassResumed(table=self._core.settings.name, seconds=seconds))
+                self._tell_resumed(paused_at)
                 return answer
 
     async def _once(self, command: Command) -> Any:
@@ -159,10 +158,13 @@ class AsyncHands:
                 paused_at = self._clock()
                 self._tell(PassPaused(table=self._core.settings.name, reason=reason[0]))
             await self._sleep(reason[1])
+        self._tell_resumed(paused_at)
+        await self._rest()
+
+    def _tell_resumed(self, paused_at: float | None) -> None:
         if paused_at is not None:
             seconds = self._clock() - paused_at
             self._tell(PassResumed(table=self._core.settings.name, seconds=seconds))
-        await self._rest()
 
     async def _objection(self) -> tuple[str, float] | None:
         if not self.going.is_set():

@@ -555,6 +555,19 @@ def test_a_paused_pass_waits(bench):
     assert RESUMED in bench.hook.names
 
 
+def test_a_pass_goes_on_also_where_waiting_did_not_help(bench):
+    """Whoever was told of the pause is told of its end, whatever became of the write."""
+    table = bench.table()
+    table.fill(20, [3])
+    body = {"code": "PGRST002", "message": "no schema cache"}
+    bench.local.faults.add(method="PATCH", status=503, body=body)
+    bench.local.faults.add(method="PATCH", drop="after")
+    report = bench.verify(table, clock=Leaping())
+    assert (1, []) == (report.fixed, table.broken())
+    told = [name for name in bench.hook.names if name in {PAUSED, RESUMED}]
+    assert [PAUSED, RESUMED] == told
+
+
 def test_a_throttle_holds_pages_up(bench):
     """As long as it says so, in seconds or by True."""
     table = bench.table()
