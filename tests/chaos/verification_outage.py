@@ -58,6 +58,17 @@ class Witness:
         elif isinstance(event, PassResumed):
             self.recoveries += self._reasons.pop(_who()) != "throttle"
 
+    def outages_when_calm(self) -> int:
+        """How many there were once none is left: what a blow adds is then a pause of its own."""
+        seen = [-1]
+
+        def is_calm() -> bool:
+            seen[0] = self.outages
+            return self.recoveries == seen[0]
+
+        wait_until(is_calm, "it goes on")
+        return seen[0]
+
 
 def _who() -> object:
     """The thread or task that waits."""
@@ -154,10 +165,10 @@ def strike(
         wait_until(lambda p=progress, a=at: p() >= a or not verifier.is_alive(), "progress")
         if not verifier.is_alive():
             break
-        before = witness.outages
+        before = witness.outages_when_calm()
         server.kill()
         wait_until(lambda b=before: witness.outages > b or not verifier.is_alive(), "it notices")
         server.start()
         struck += 1
-        wait_until(lambda: witness.recoveries == witness.outages, "it goes on")
+        witness.outages_when_calm()
     return struck
