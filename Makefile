@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check bench-protect bench-breaker bench-outage bench-queue bench-listener bench-verification chaos-queue chaos-listener chaos-verification format clean
+.PHONY: demo test check bench-protect bench-breaker bench-outage bench-queue bench-listener bench-verification bench-hooks chaos-queue chaos-listener chaos-verification format clean
 
 demo: .venv/ready
 	$(BIN)/python examples/demo.py
@@ -47,6 +47,9 @@ bench-listener: .venv/ready
 bench-verification: .venv/ready
 	$(BIN)/python tests/benchmarks/verification.py
 
+bench-hooks: .venv/ready
+	$(BIN)/python tests/benchmarks/hooks.py
+
 chaos-queue: .venv/ready
 	$(BIN)/python tests/chaos/queues.py
 
@@ -70,7 +73,7 @@ format: .venv/ready
 	@$(PYTHON) -m venv .venv || \
 	  { echo "python3 -m venv failed: install your system's python3-venv package"; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[local]" --group dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[local,otel,prometheus,status]" --group dev
 	@touch $@
 
 clean:

@@ -9,10 +9,14 @@ A thin wrapper bound to a supabase-py client, sync or async. The map, from the f
 - `cursors`: where something keeps how far it has come
 - patterns: `queues` (jobs, in memory or durable on Supabase Queues), `listener` (changes of a
   table, live and caught up), `verification` (rows that break a rule, found and fixed)
+- `together`: all parts of an app as one, with their health and alerts
 - for your tests: `testing`, and `local` (a whole Supabase without Docker, extra `local`)
 """
 
+from supabase_resilience._alerts import Alert
+from supabase_resilience._health import Health, PartHealth
 from supabase_resilience._requests import Target, by_table, idempotent
+from supabase_resilience._telling import Hooks
 from supabase_resilience.breaker import BreakerStats, CircuitBreaker
 from supabase_resilience.breakers import BreakersStats, CircuitBreakers
 from supabase_resilience.cursors import AsyncTableCursor, FileCursor, MemoryCursor, TableCursor
@@ -59,6 +63,7 @@ from supabase_resilience.queues import (
     queue_processor,
 )
 from supabase_resilience.retry import RetryConfig
+from supabase_resilience.together import AsyncResilience, Resilience
 from supabase_resilience.trip import FailureRate
 from supabase_resilience.verification import (
     SKIP,
@@ -77,9 +82,11 @@ __version__ = "0.1.0"
 
 __all__ = [
     "SKIP",
+    "Alert",
     "AsyncProtectedClient",
     "AsyncQueueProcessor",
     "AsyncRealtimeListener",
+    "AsyncResilience",
     "AsyncResilientHttpClient",
     "AsyncServerSideVerification",
     "AsyncSupabaseQueue",
@@ -97,7 +104,9 @@ __all__ = [
     "FileCursor",
     "HandlerStats",
     "HandlerTimeoutError",
+    "Health",
     "Hook",
+    "Hooks",
     "Job",
     "KeyRange",
     "ListenerError",
@@ -105,6 +114,7 @@ __all__ = [
     "LiveTable",
     "MemoryCursor",
     "MemoryQueue",
+    "PartHealth",
     "Postpone",
     "Problem",
     "ProtectedClient",
@@ -115,6 +125,7 @@ __all__ = [
     "RealtimeListener",
     "Recovery",
     "Report",
+    "Resilience",
     "ResilienceError",
     "ResilientHttpClient",
     "RetryConfig",

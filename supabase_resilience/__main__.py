@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from supabase_resilience import __version__
-from supabase_resilience.cli import local, queue, sql, verify, work
+from supabase_resilience.cli import doctor, local, monitoring, queue, sql, status, verify, work
 
 __all__ = ["main"]
 
@@ -17,7 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="supabase-resilience", description=_ABOUT)
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (local, queue, sql, verify, work):
+    for command in (doctor, local, monitoring, queue, sql, status, verify, work):
         command.register(commands)
     options = parser.parse_args(arguments)
     return int(options.run(options))

@@ -116,6 +116,9 @@ class Circuit:
         self.failures = 0
         self.since = now
         self.open_until = 0.0
+        # Why it opened last; None while closed.
+        self.cause: str | None = None
+        self.reason: str | None = None
         self.counts: dict[str, int] = dict.fromkeys(
             ("failure", "neutral", "throttled", "blocked", "refused", "opened", "closed"), 0
         )
@@ -241,6 +244,7 @@ class Circuit:
 
     def _tell_opened(self, cause: str, reason: str, open_for: float | None) -> None:
         self.counts["opened"] += 1
+        self.cause, self.reason = cause, reason
         facts: dict[str, Any] = {"cause": cause, "reason": reason, "open_for": open_for}
         event = CircuitOpened(breaker=self.settings.name, failures=self.failures, **facts)
         self.untold.append(event)
@@ -255,6 +259,7 @@ class Circuit:
         was, away = self.state, max(0.0, now - self._left_closed_at)
         self._move("closed", now)
         self.failures = 0
+        self.cause = self.reason = None
         if self.window is not None:
             self.window.clear(now)
         self._usual_open_time = self.settings.reset_timeout

@@ -7,6 +7,7 @@ same, because doing them twice is doing them once; which ones is said here and n
 import json
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
+from functools import lru_cache
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self
 from urllib.parse import parse_qsl, unquote
@@ -72,10 +73,14 @@ class Target(NamedTuple):
 
 def target_of(method: str, url: Any, headers: Mapping[str, str]) -> Target:
     """Read a target off a request as supabase-py makes it."""
-    method, (path, _, _) = method.upper(), str(url).partition("?")
-    head, _, name = path.rstrip("/").rpartition("/")
+    method = method.upper()
     profile = "accept-profile" if method in _READS else "content-profile"
-    schema = headers.get(profile, "public")
+    return _target(method, str(url).partition("?")[0], headers.get(profile, "public"))
+
+
+@lru_cache(maxsize=256)
+def _target(method: str, path: str, schema: str) -> Target:
+    head, _, name = path.rstrip("/").rpartition("/")
     return Target(method, schema, unquote(name), head.endswith("/rpc"))
 
 

@@ -7,10 +7,19 @@ subclass of httpx's client class that borrows everything but `request()` from th
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterator, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Hashable,
+    Iterator,
+    Mapping,
+)
 from contextlib import aclosing
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import httpx
@@ -20,11 +29,13 @@ from supabase_resilience._circuit import Permit
 from supabase_resilience._countdown import Countdown, StrictCountdown
 from supabase_resilience._failure_table import DUPLICATE, SUCCESS
 from supabase_resilience._requests import (
+    Target,
     answer_as_applied,
     is_repeatable,
     is_repeated_insert,
     target_of,
 )
+from supabase_resilience._telling import CALL, Attributes, Span, span_of
 from supabase_resilience.breaker import RELEASED, CircuitBreaker
 from supabase_resilience.breakers import CircuitBreakers, KeyedPermit
 from supabase_resilience.errors import CircuitOpenError
@@ -53,7 +64,7 @@ class HasSession(Protocol[C_co]):
 class Guard:
     """What all calls of a protected client share: breakers, numbers, and the decisions."""
 
-    __slots__ = ("_classify", "_is_plain", "breaker", "breakers", "config", "sick")
+    __slots__ = ("_classify", "_is_plain", "breaker", "breakers", "config", "sick", "span")
 
     def __init__(self, breakers: CircuitBreaker | CircuitBreakers, config: RetryConfig) -> None:
         self.breakers = breakers
@@ -66,7 +77,12 @@ class Guard:
         self.sick: Mapping[Hashable, CircuitBreaker] = (
             breakers.by_key if isinstance(breakers, CircuitBreakers) else {}
         )
+        self.span = span_of(self.breaker.on_event)
         self.breaker.mark_calls()
+
+    def attributes(self, method: str, url: Any, options: Options) -> Attributes:
+        """What a span of a call says: names, never values."""
+        return _attributes(self.breaker.name, target_of(method, url, _headers(options)))
 
     def acquire(self, method: str, url: Any, options: Options) -> Permit | KeyedPermit:
         """Leave for one attempt while something is `sick`: the project's, and that of its key."""
@@ -169,6 +185,14 @@ class Call(NamedTuple):
     options: Options
 
 
+@lru_cache(maxsize=256)
+def _attributes(breaker: str, target: Target) -> Attributes:
+    where = {} if target.schema == "public" else {"schema": target.schema}
+    kind = "function" if target.is_rpc else "table"
+    facts = {"breaker": breaker, "method": target.method, **where, kind: target.name}
+    return MappingProxyType(facts)  # shared by all that ask for it
+
+
 def _after_redirect(
     meaning: Classification, method: str, url: Any, last: httpx.Request | None
 ) -> Classification:
@@ -210,6 +234,8 @@ class GuardedSession(httpx.Client):
     def __init__(self, inner: HasSession[httpx.Client], guard: Guard) -> None:
         self._inner = inner
         self._guard = guard
+        if guard.span is not None:
+            self.request = _in_span(guard, guard.span, self.request)  # type: ignore[method-assign]
 
     def __getattr__(self, name: str) -> Any:
         return _borrowed(self, name)
@@ -283,6 +309,16 @@ class GuardedSession(httpx.Client):
         return made
 
 
+def _in_span(
+    guard: Guard, span: Span, request: Callable[..., httpx.Response]
+) -> Callable[..., httpx.Response]:
+    def request_in_span(method: str, url: Any, **options: Any) -> httpx.Response:
+        with span(CALL, guard.attributes(method, url, options)):
+            return request(method, url, **options)
+
+    return request_in_span
+
+
 def _close(response: httpx.Response | None) -> None:
     if response is not None:
         response.close()
@@ -332,6 +368,8 @@ class AsyncGuardedSession(httpx.AsyncClient):
     def __init__(self, inner: HasSession[httpx.AsyncClient], guard: Guard) -> None:
         self._inner = inner
         self._guard = guard
+        if guard.span is not None:
+            self.request = _in_span_async(guard, guard.span, self.request)  # type: ignore[method-assign]
 
     def __getattr__(self, name: str) -> Any:
         return _borrowed(self, name)
@@ -410,6 +448,16 @@ class AsyncGuardedSession(httpx.AsyncClient):
                 countdown.stop()
         await _aclose(response)
         return made
+
+
+def _in_span_async(
+    guard: Guard, span: Span, request: Callable[..., Coroutine[Any, Any, httpx.Response]]
+) -> Callable[..., Coroutine[Any, Any, httpx.Response]]:
+    async def request_in_span(method: str, url: Any, **options: Any) -> httpx.Response:
+        with span(CALL, guard.attributes(method, url, options)):
+            return await request(method, url, **options)
+
+    return request_in_span
 
 
 async def _aclose(response: httpx.Response | None) -> None:

@@ -60,7 +60,8 @@ class BreakerStats:
     of one burst), `refused` the calls that were not made. `current_failures` is what counts towards
     opening now: failures in a row, or in the window. `retries_refused` were not made for want of
     budget; `budget_left` is how many could be made now (None: no limit). `retry_after` is None
-    unless open.
+    unless open. `cause` and `reason` say why it opened last, as `CircuitOpened` does; None while
+    closed.
     """
 
     name: str
@@ -79,6 +80,8 @@ class BreakerStats:
     opened: int
     closed: int
     retry_after: float | None
+    cause: str | None
+    reason: str | None
 
 
 class CircuitBreaker:
@@ -161,7 +164,7 @@ class CircuitBreaker:
             CircuitHalfOpened: on_half_open,
             CircuitClosed: on_close,
         }
-        self._on_event = on_event
+        self.on_event = on_event
         self._clock = clock
         # Guarded by _lock, but for three reads on the healthy path: `permit`, `failures` and
         # `state` are one attribute each, so a read sees a whole value, be it old or new (on
@@ -367,6 +370,8 @@ class CircuitBreaker:
                 opened=counts["opened"],
                 closed=counts["closed"],
                 retry_after=max(0.0, circuit.open_until - now) if is_open else None,
+                cause=circuit.cause,
+                reason=circuit.reason,
             )
 
     def force_open(self) -> None:
@@ -512,7 +517,7 @@ class CircuitBreaker:
                 self._telling.release()
 
     def _notify(self, event: Event) -> None:
-        for hook in (self._hooks.get(type(event)), partial(self._on_event, event)):
+        for hook in (self._hooks.get(type(event)), partial(self.on_event, event)):
             try:
                 if hook is not None:
                     hook()

@@ -10,6 +10,8 @@ from dataclasses import dataclass, fields
 from typing import ClassVar
 
 __all__ = [
+    "AlertCleared",
+    "AlertFired",
     "CallRefused",
     "CatchUpFailed",
     "ChangeSkipped",
@@ -644,6 +646,29 @@ class RunnerLeaseLost(Event):
     def severity(self) -> int:
         """It was frozen, or could not reach Supabase."""
         return logging.WARNING
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlertFired(Event):
+    """The condition of an alert has held for `seconds`."""
+
+    name: ClassVar[str] = "alert.fired"
+    alert: str
+    seconds: float
+
+    @property
+    def severity(self) -> int:
+        """Somebody wanted to know."""
+        return logging.ERROR
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlertCleared(Event):
+    """An alert is over; it had fired for `seconds`."""
+
+    name: ClassVar[str] = "alert.cleared"
+    alert: str
+    seconds: float
 
 
 # One line per refusal, retry or job would be a second outage, in the logs.

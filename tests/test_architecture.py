@@ -20,6 +20,7 @@ FLOORS: dict[str, set[str]] = {
         "_failure_table",
         "failures",
         "trip",
+        "_alerts",
         "_budget",
         "_queries",
         "_circuit",
@@ -44,10 +45,12 @@ FLOORS: dict[str, set[str]] = {
         "cursors",
     },
     "patterns": {"queues", "listener", "verification"},
+    "together": {"_health", "together", "hooks"},
+    "page": {"status"},
     "top": {"__init__", "testing"},
 }
 # What shows and combines: it may import all of the above and `local`, and nobody imports it.
-ROOF = {"__main__", "cli"}
+ROOF = {"__main__", "cli", "doctor"}
 BACKENDS = {
     "httpx",
     "postgrest",
@@ -90,6 +93,8 @@ KNOW_BACKENDS = {
     "verification._sync",
     "verification._writers",
 }
+# Inside the doctor: who asks a server.
+LOOKERS = {"doctor._api", "doctor._dsn"}
 # Inside a pattern: what both colours share neither waits nor starts anything.
 COLOURLESS = {
     "queues._books",
@@ -254,6 +259,14 @@ def test_time_is_read_in_one_place(module: str) -> None:
         assert "time" not in others(modules()[module])
 
 
+@pytest.mark.parametrize(
+    "module", sorted({each for each in modules() if each.startswith("doctor.")} - LOOKERS)
+)
+def test_only_who_looks_at_a_project_can(module: str) -> None:
+    """What the doctor judges are facts: two modules of it ask a server, the others no one."""
+    assert others(modules()[module]).isdisjoint(BACKENDS | {"psycopg", "asyncio", "socket", "time"})
+
+
 @each_module
 def test_nobody_leans_on_the_local_stack(module: str) -> None:
     """The local Supabase is an extra; only commands may start it."""
@@ -263,7 +276,7 @@ def test_nobody_leans_on_the_local_stack(module: str) -> None:
 def test_floors_name_real_modules() -> None:
     """No floor lists a module that is gone."""
     assert set().union(*FLOORS.values()) <= {room(module) for module in modules()}
-    assert KNOW_BACKENDS | COLOURLESS <= modules().keys()
+    assert KNOW_BACKENDS | COLOURLESS | LOOKERS <= modules().keys()
 
 
 # --- the tests' own wall -------------------------------------------------------------------------

@@ -222,3 +222,12 @@ def test_the_verification_tables_have_their_rows():
         assert rows > {"hand-written loop", "one range", "four ranges", "in the database"}
     assert rows_of(told, "Memory of the process") > {"sync, ranges=4", "async, ranges=4"}
     assert len(rows_of(told, "What ours must reach")) == 1 + 2 * 3 + 2 * 2
+
+
+def test_the_hook_tables_have_their_rows():
+    """Each hook beside none, in both colours."""
+    told = run("hooks.py", "--rounds", "2", "--queries", "5")
+    hooks = {"none", "logging", "Prometheus", "OpenTelemetry, metrics", "OpenTelemetry, spans"}
+    for colour in ("sync", "async"):
+        assert rows_of(told, f"A protected query, {colour}") > hooks
+    assert len(rows_of(told, "What ours must reach")) == 1 + 2 * 4

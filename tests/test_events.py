@@ -9,6 +9,8 @@ import pytest
 
 from supabase_resilience import events
 from supabase_resilience.events import (
+    AlertCleared,
+    AlertFired,
     CallRefused,
     CatchUpFailed,
     ChangeSkipped,
@@ -190,6 +192,14 @@ LOGGED: dict[Event, tuple[int, str]] = {
     RunnerLeaseLost(lease="orders"): (
         logging.WARNING,
         "verification.lease_lost lease='orders'",
+    ),
+    AlertFired(alert="problems", seconds=60.0): (
+        logging.ERROR,
+        "alert.fired alert='problems' seconds=60.0",
+    ),
+    AlertCleared(alert="problems", seconds=90.0): (
+        logging.INFO,
+        "alert.cleared alert='problems' seconds=90.0",
     ),
 }
 COUNTED = [

@@ -261,11 +261,10 @@ class Engine:
     def stats(self) -> ListenerStats:
         """A snapshot."""
         counts, now = self._counts, self._clock()
-        refusal = self._status.refusal
         return ListenerStats(
             table=self.settings.name,
             state=self._status.state,
-            reason=None if refusal is None else refusal.reason,
+            reason=self._status.reason,
             received=counts.received,
             lost=counts.lost,
             caught_up=counts.caught_up,

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from supabase_resilience._checks import is_async
 from supabase_resilience._handler_threads import HandlerThreads
+from supabase_resilience._telling import HANDLER, Attributes, spanned
 from supabase_resilience.events import ChangeSkipped, Event, HandlerFailed
 from supabase_resilience.listener._changes import Change
 from supabase_resilience.listener._follower import Follower
@@ -40,7 +41,7 @@ class Runner:
         progressed: Callable[[], None],
     ) -> None:
         self.follower = follower
-        self.handler = handler
+        self.handler = spanned(settings.on_event, HANDLER, self._facts, handler)
         self._settings = settings
         self._counts = counts
         self._tell = tell
@@ -49,6 +50,14 @@ class Runner:
         self._threads = HandlerThreads(f"listener {settings.name} {follower.name}")
         self._woken = asyncio.Event()
         self._is_stopping = False
+
+    def _facts(self, change: Change) -> Attributes:
+        return {
+            "listener": self._settings.name,
+            "handler": self.follower.name,
+            "type": change.type,
+            "source": change.source,
+        }
 
     def wake(self) -> None:
         """There is something in the queue, or an end."""

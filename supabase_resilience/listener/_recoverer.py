@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable, Iterable
 from supabase_resilience._clock import Clock
 from supabase_resilience._queries import Rpc
 from supabase_resilience.events import (
-    CatchUpFailed,
     ChangesLost,
     DeletesHeld,
     Event,
@@ -218,13 +217,13 @@ class Recoverer:
             self._renew("Realtime has lost changes")
 
     def _failed(self, error: Exception) -> None:
-        name, refusal = self._settings.name, self._meaning(error)
+        refusal = self._meaning(error)
         self._failures += 1
         self._is_gap = True
         if refusal.kind == "passing":
             wait = backoff(self._failures, longest=_LONGEST_WAIT)
             if self._failures == 1:
-                self._tell(CatchUpFailed(listener=name, reason=refusal.reason))
+                self._status.catch_up_failed(refusal.reason)
         else:
             wait = random.uniform(*_REFUSED_WAIT)  # noqa: S311
             self._status.refused("catch_up", refusal)

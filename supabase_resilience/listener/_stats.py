@@ -31,7 +31,8 @@ class ListenerStats:
     """A listener at one moment, counted since it was made.
 
     - `state`: `stopped`, `connecting`, `catching_up`, `live`, or `refused` by what a person must
-      set right (`reason`).
+      set right. `reason`: what that is; else why the connection is gone, or why catching up fails
+      (None: nothing is wrong).
     - `received`: live changes. `lost`: changes that Realtime did not deliver on a healthy
       connection. `caught_up`: changes found by reading, the lost ones among them.
     - `connects`: connections made. `gaps`: times when changes may have been missed.

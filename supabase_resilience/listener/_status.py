@@ -6,7 +6,13 @@ from typing import Literal
 
 from supabase_resilience._clock import Clock
 from supabase_resilience.errors import ListenerError
-from supabase_resilience.events import Event, GapDetected, ListenerLost, ListenerReady
+from supabase_resilience.events import (
+    CatchUpFailed,
+    Event,
+    GapDetected,
+    ListenerLost,
+    ListenerReady,
+)
 from supabase_resilience.events import ListenerRefused as Refused
 from supabase_resilience.listener._refusals import Refusal
 from supabase_resilience.listener._stats import Counts, ListenerState
@@ -36,6 +42,8 @@ class Status:
         self._is_running = False
         self._is_caught_up = False
         self._was_told_lost = False
+        self._lost_by: str | None = None
+        self._catch_up_failure: str | None = None
         self._since = clock()
         self._changed = asyncio.Event()
 
@@ -43,6 +51,13 @@ class Status:
     def refusal(self) -> Refusal | None:
         """What a person has to set right; of several the one that came first."""
         return next(iter(self._refusals.values()), None)
+
+    @property
+    def reason(self) -> str | None:
+        """What is wrong now: what was refused, why the connection is gone, why reading fails."""
+        if self.refusal is not None:
+            return self.refusal.reason
+        return self._lost_by or self._catch_up_failure
 
     @property
     def state(self) -> ListenerState:
@@ -65,6 +80,7 @@ class Status:
         """It runs no more."""
         self._is_running = self.is_subscribed = self._is_caught_up = False
         self._was_told_lost = False
+        self._lost_by = self._catch_up_failure = None
         self._refusals.clear()
         self._notify()
 
@@ -75,6 +91,7 @@ class Status:
             self._since = self._clock()
         self._is_caught_up = False
         self.is_subscribed = True
+        self._lost_by = None
         self._notify()
 
     def gap(self, reason: str) -> None:
@@ -89,6 +106,7 @@ class Status:
             self._since = self._clock()
             self.gap(refusal.reason)
         self.is_subscribed = self._is_caught_up = False
+        self._lost_by = refusal.reason
         if not self._was_told_lost and refusal.kind != "permanent":
             self._was_told_lost = True
             self._tell(ListenerLost(listener=self._name, reason=refusal.reason))
@@ -106,8 +124,14 @@ class Status:
         if self._refusals.pop(part, None) is not None:
             self._notify()
 
+    def catch_up_failed(self, reason: str) -> None:
+        """A catch-up could not be completed; it is tried again."""
+        self._catch_up_failure = reason
+        self._tell(CatchUpFailed(listener=self._name, reason=reason))
+
     def caught_up(self, epoch: int) -> None:
         """A catch-up that began in `epoch` is complete."""
+        self._catch_up_failure = None
         if epoch == self.epoch and self.is_subscribed and not self._is_caught_up:
             self._is_caught_up = True
             self._was_told_lost = False

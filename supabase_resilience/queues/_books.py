@@ -51,11 +51,16 @@ class QueueStats:
     timeout and could not be stopped. `waiting` jobs are known here: all of a queue in memory, those
     about to start of a durable one. `run_…` is how long handlers took, `wait_…` how long jobs
     had waited since they were enqueued: percentiles of the last 1,000 successes (None: none yet).
+    `is_reachable` is False while Supabase does not answer, `needs_you` if waiting will not help;
+    `reason` says why jobs are not taken now (None: they are).
     """
 
     queue: str
     state: QueueState
     paused_for_outage: bool
+    is_reachable: bool
+    needs_you: bool
+    reason: str | None
     enqueued: int
     started: int
     succeeded: int
@@ -91,6 +96,8 @@ class Books:
         # What the clock showed at 0 seconds since the epoch, to compare the two.
         self._epoch = _clock.wall() - clock()
         self._unreachable_since: float | None = None
+        self._unreachable = self._paused_for = ""
+        self._needs_you = False
         self._paused_at: float | None = None
         self._times: deque[tuple[float, float]] = deque(maxlen=_REMEMBERED)
         # Counts that take one step; reading one counts, too (`_asked`).
@@ -190,6 +197,7 @@ class Books:
         with self._lock:
             is_news = self.brake.hit(classify(error).retry_after)
         if is_news:
+            self._paused_for = reason
             self.tell(QueuePaused(queue=self.queue, reason=reason))
 
     def _count_dead(self, settlement: Settlement) -> None:
@@ -249,6 +257,7 @@ class Books:
             meaning = classify(error)
             needs_you = not meaning.is_outage or meaning.verdict == "blocked"
             reason = _reason(error)
+            self._unreachable, self._needs_you = reason, needs_you
             self.tell(QueueUnreachable(queue=self.queue, reason=reason, needs_you=needs_you))
 
     def reachable(self) -> None:
@@ -269,6 +278,7 @@ class Books:
 
     def stats(self, *, state: QueueState, waiting: int, in_flight: int) -> QueueStats:
         """The numbers now."""
+        is_reachable = self._unreachable_since is None
         with self._lock:
             times = self._times.copy()
             runs = sorted(seconds for seconds, _ in times)
@@ -280,6 +290,9 @@ class Books:
                 queue=self.queue,
                 state=state,
                 paused_for_outage=self.brake.is_on,
+                is_reachable=is_reachable,
+                needs_you=self._needs_you and not is_reachable,
+                reason=self._reason_now(state, is_reachable=is_reachable),
                 enqueued=enqueued,
                 started=succeeded + self._failed + self._postponed + in_flight,
                 succeeded=succeeded,
@@ -299,6 +312,13 @@ class Books:
                 wait_p95=_percentile(waits, 0.95),
                 wait_p99=_percentile(waits, 0.99),
             )
+
+    def _reason_now(self, state: QueueState, *, is_reachable: bool) -> str | None:
+        if not is_reachable:
+            return self._unreachable
+        if self.brake.is_on:
+            return self._paused_for
+        return "paused by hand" if state == "paused" else None
 
 
 def _reason(error: BaseException) -> str:

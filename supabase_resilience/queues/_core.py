@@ -13,11 +13,18 @@ from typing import Any, Literal, Protocol
 
 from supabase_resilience import _clock
 from supabase_resilience._checks import check_count, check_number, check_text
+from supabase_resilience._telling import JOB, Attributes, spanned
 from supabase_resilience.errors import QueueError
 from supabase_resilience.events import Hook, MigrationOutdated
 from supabase_resilience.queues._books import Books, QueueState, QueueStats
 from supabase_resilience.queues._decisions import Lanes, Settings
-from supabase_resilience.queues._jobs import Job, QueueMetrics, Settlement, new_origin
+from supabase_resilience.queues._jobs import (
+    Job,
+    QueueMetrics,
+    Settlement,
+    current_job,
+    new_origin,
+)
 from supabase_resilience.queues._memory import MemoryQueue
 from supabase_resilience.queues._store import Abilities
 
@@ -52,7 +59,7 @@ class Core:
         on_event: Hook,
         clock: _clock.Clock,
     ) -> None:
-        self.process = process
+        self.process = None if process is None else spanned(on_event, JOB, self._facts, process)
         self.settings = settings
         self.lanes = Lanes(settings.lanes)
         self.clock = clock
@@ -68,6 +75,10 @@ class Core:
         # Asks the processor to stop when there is time.
         self.request_stop: Callable[[], None] = _nothing
         self.reset()
+
+    def _facts(self, _: object) -> Attributes:
+        job = current_job()
+        return {"queue": self.name, "job": job.id, "attempt": job.attempt}
 
     def reset(self) -> None:
         """As if nothing had been started: that is so after a fork."""

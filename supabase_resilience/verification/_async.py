@@ -148,7 +148,7 @@ class AsyncServerSideVerification:
             self._builders,
             self._core,
             clock=self._clock,
-            tell=self._tell,
+            tell=self._core.tell,
             resting=self._keep_place,
         )
         self._saved_at = 0.0

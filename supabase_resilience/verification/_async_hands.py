@@ -10,6 +10,7 @@ from supabase_resilience._builders import Builders
 from supabase_resilience._clock import Clock
 from supabase_resilience._queries import Rpc
 from supabase_resilience._requests import idempotent
+from supabase_resilience._telling import BATCH, span_of
 from supabase_resilience.errors import VerificationError
 from supabase_resilience.events import Event, PassPaused, PassResumed
 from supabase_resilience.verification._commands import (
@@ -55,6 +56,7 @@ class AsyncHands:
         self._tell = tell
         self._resting = resting
         self._window = Window.of(core.settings.only_between)
+        self._span = span_of(core.settings.on_event)
         self._is_resting = False
 
     async def run_all(self, plans: list[Plan[None]]) -> None:
@@ -113,7 +115,7 @@ class AsyncHands:
         patience, paused_at = Patience(), None
         while True:
             try:
-                answer = await self._once(command)
+                answer = await self._told_once(command)
             except Exception as error:
                 delay = patience.wait_for(command, error)
                 if delay is None:  # the plan decides, and waits no longer
@@ -126,6 +128,13 @@ class AsyncHands:
             else:
                 self._tell_resumed(paused_at)
                 return answer
+
+    async def _told_once(self, command: Command) -> Any:
+        if self._span is None:
+            return await self._once(command)
+        facts = {"verification": self._core.settings.name, "command": type(command).__name__}
+        with self._span(BATCH, facts):
+            return await self._once(command)
 
     async def _once(self, command: Command) -> Any:
         if isinstance(command, Write):

@@ -10,7 +10,15 @@ from postgrest.exceptions import APIError
 from supabase_resilience._clock import Clock
 from supabase_resilience._queries import Condition, Rpc, Select
 from supabase_resilience.errors import VerificationError
-from supabase_resilience.events import CursorNotSaved, Event, PassCompleted, PassFailed, PassStarted
+from supabase_resilience.events import (
+    CursorNotSaved,
+    Event,
+    PassCompleted,
+    PassFailed,
+    PassPaused,
+    PassResumed,
+    PassStarted,
+)
 from supabase_resilience.verification._commands import Count, Plan, Read
 from supabase_resilience.verification._lease import Lease
 from supabase_resilience.verification._paging import KeyRange
@@ -57,12 +65,20 @@ class Core:
             None if settings.lease is None else Lease(settings.lease, clock=clock, tell=tell)
         )
         self._clock = clock
-        self._tell = tell
+        self._to_hook = tell
         self._fights = Fights()
         self._marker: Any = None
         self._passes = 0
         self._ended_with: BaseException | None = None
         self.run: PassRun | None = None
+
+    def tell(self, event: Event) -> None:
+        """Tell the user's hook; what holds a pass up is remembered."""
+        if isinstance(event, PassPaused | PassFailed):
+            self.counts.reason = event.reason
+        elif isinstance(event, PassResumed | PassCompleted):
+            self.counts.reason = None
+        self._to_hook(event)
 
     # --- a pass -----------------------------------------------------------------------------------
 
@@ -83,7 +99,7 @@ class Core:
             self._fights,
             max_fixes=settings.max_fixes,
             max_share=settings.max_share,
-            tell=self._tell,
+            tell=self.tell,
         )
         tally.total = yield from _about_how_many()
         yield from self._look_for_xmin(table)
@@ -105,7 +121,7 @@ class Core:
         ]
         keys = [key_range for key_range, _ in places]
         self.run = PassRun(ranges, keys, tally, self._clock(), marker, is_full, is_whole)
-        self._tell(PassStarted(table=settings.name, is_full=is_full))
+        self.tell(PassStarted(table=settings.name, is_full=is_full))
         return self.run
 
     def is_whole(self, *, dry_run: bool, only: KeyRange | None) -> bool:
@@ -122,12 +138,12 @@ class Core:
         self._ended_with = error
         self.counts.ended(report, self._clock())
         if error is not None:
-            self._tell(PassFailed(table=report.table, reason=type(error).__name__))
+            self.tell(PassFailed(table=report.table, reason=type(error).__name__))
             return report
         if run.is_whole:
             self._passes += 1
             self._marker = run.marker if run.marker is not None else self._marker
-        self._tell(
+        self.tell(
             PassCompleted(
                 table=report.table,
                 rows=report.rows,
@@ -259,11 +275,11 @@ class Core:
         if error is self._ended_with:
             return
         self.counts.failed_passes += 1
-        self._tell(PassFailed(table=self.settings.name, reason=str(error) or type(error).__name__))
+        self.tell(PassFailed(table=self.settings.name, reason=str(error) or type(error).__name__))
 
     def not_saved(self, error: Exception) -> None:
         """The place could not be kept; a restart now would repeat more than it has to."""
-        self._tell(CursorNotSaved(table=self.settings.name, reason=type(error).__name__))
+        self.tell(CursorNotSaved(table=self.settings.name, reason=type(error).__name__))
 
     # --- numbers ----------------------------------------------------------------------------------
 

@@ -17,12 +17,14 @@ class VerificationStats:
     - `problem_count`: violations that were confirmed. `fixed`, `cas_lost`, `fix_failed`: what
       became of them. `open`: those that the last pass left.
     - `passes`: complete ones, `failed_passes`. `rows`: those that were checked.
+    - `reason`: what holds the pass up, or why the last one failed (None: neither).
     - `progress`: of the pass under way, 0 to 1, None when none is or nobody knows.
     - `last_pass_age`: seconds since a pass was completed, None before the first.
     """
 
     table: str
     state: VerificationState
+    reason: str | None
     problem_count: int
     fixed: int
     cas_lost: int
@@ -47,6 +49,7 @@ class Counts:
     passes: int = 0
     failed_passes: int = 0
     rows: int = 0
+    reason: str | None = None
     ended_at: float | None = None
     last_report: Report | None = None
 
@@ -73,6 +76,7 @@ class Counts:
         return VerificationStats(
             table=table,
             state=state,
+            reason=self.reason,
             problem_count=self.problem_count,
             fixed=self.fixed,
             cas_lost=self.cas_lost,

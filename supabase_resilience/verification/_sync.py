@@ -149,7 +149,7 @@ class ServerSideVerification:
             self._builders,
             self._core,
             clock=self._clock,
-            tell=self._tell,
+            tell=self._core.tell,
             resting=self._keep_place,
         )
         self._saved_at = 0.0

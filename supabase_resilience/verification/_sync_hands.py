@@ -11,6 +11,7 @@ from supabase_resilience._builders import Builders
 from supabase_resilience._clock import Clock
 from supabase_resilience._queries import Rpc
 from supabase_resilience._requests import idempotent
+from supabase_resilience._telling import BATCH, span_of
 from supabase_resilience.errors import VerificationError
 from supabase_resilience.events import Event, PassPaused, PassResumed
 from supabase_resilience.verification._commands import (
@@ -64,6 +65,7 @@ class Hands:
         self._tell = tell
         self._resting = resting
         self._window = Window.of(core.settings.only_between)
+        self._span = span_of(core.settings.on_event)
         self._turn = threading.Lock()
         self._pace = _Pace()
 
@@ -140,7 +142,7 @@ class Hands:
         patience, paused_at = Patience(), None
         while True:
             try:
-                answer = self._once(command)
+                answer = self._told_once(command)
             except Exception as error:
                 delay = patience.wait_for(command, error)
                 if delay is None:  # the plan decides, and waits no longer
@@ -153,6 +155,13 @@ class Hands:
             else:
                 self._tell_resumed(paused_at)
                 return answer
+
+    def _told_once(self, command: Command) -> Any:
+        if self._span is None:
+            return self._once(command)
+        facts = {"verification": self._core.settings.name, "command": type(command).__name__}
+        with self._span(BATCH, facts):
+            return self._once(command)
 
     def _once(self, command: Command) -> Any:
         if isinstance(command, Write):
