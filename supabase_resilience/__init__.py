@@ -10,6 +10,8 @@ A thin wrapper bound to a supabase-py client, sync or async. The map, from the f
 - patterns: `queues` (jobs, in memory or durable on Supabase Queues), `listener` (changes of a
   table, live and caught up), `verification` (rows that break a rule, found and fixed)
 - `together`: all parts of an app as one, with their health and alerts
+- for who runs it: `hooks` (Prometheus, OpenTelemetry), `status` (probes and a page), `doctor` (what
+  is wrong with a project), each with an extra
 - for your tests: `testing`, and `local` (a whole Supabase without Docker, extra `local`)
 """
 

@@ -45,6 +45,12 @@ def test_the_table_has_a_line_for_each_metric(capsys):
     ) in lines
 
 
+def test_the_readme_has_the_table(capsys):
+    """As it is printed: README cannot drift from the metrics either."""
+    readme = (DEPLOY.parent / "README.md").read_text(encoding="utf-8")
+    assert printed(capsys, "table").strip() in readme, "paste what `monitoring table` prints"
+
+
 def test_rules_know_the_intervals_of_the_app(capsys):
     """Three of them without success are an alert."""
     told = printed(capsys, "rules", "--catch-up-interval", "10", "--verification-interval", "600")
