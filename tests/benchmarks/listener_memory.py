@@ -44,7 +44,7 @@ async def grow(
     server: Blaster, level: str, events: int, setup: Callable[[Any], object]
 ) -> list[float]:
     """The memory after each part of the events."""
-    opened = ours(LEVELS[level], catch_up_interval=0.2)
+    opened = ours(LEVELS[level], catch_up_interval=0.05)
     async with opened(server.url) as client:
         kept = await _on_loop(setup, client)
         sizes = []
