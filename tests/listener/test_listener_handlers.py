@@ -366,6 +366,8 @@ def test_stop_waits_for_the_change_in_hand(bench, gate):
     bench.eventually(gate.entered.is_set)
     bench.eventually(lambda: listener.stats.handlers["slow"].waiting == 2)
     ending = bench.world.begin(listener.listener.stop)
+    runner = listener.listener._engine._runners["slow"]  # nothing public tells that it has arrived
+    bench.eventually(lambda: runner._is_stopping)
     gate.open()
     assert ending()
     assert [first] == list(gate.ear.rows)
