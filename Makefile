@@ -13,9 +13,11 @@ demo: .venv/ready
 test: .venv/ready
 	$(BIN)/python -m pytest -q -n 4 --dist loadfile
 
-# The same with branch coverage; about twice as long.
+# The same with branch coverage; about twice as long. A process that is forked beside busy threads
+# may find a lock of coverage itself taken, for ever.
 coverage: .venv/ready
-	$(BIN)/python -m pytest -q -n 4 --dist loadfile --cov --cov-report=term
+	$(BIN)/python -m pytest -q -n 4 --dist loadfile --cov --cov-report=term \
+	  --deselect tests/test_fork.py::test_fork_amid_busy_threads
 	@rm -f .coverage .coverage.*
 
 check: .venv/ready

@@ -203,8 +203,7 @@ def test_stop_within_a_handler_only_asks_for_it(bench, timeout):
 
     chosen = handle if isinstance(bench.world, Sync) else handle_async
     queue = hanging(bench, chosen, handler_timeout=timeout)
-    bench.run(queue.enqueue("x"))
-    bench.run(queue.run())
+    bench.run_with(queue, "x")
     assert [("x", False)] == bench.seen
     assert "stopped" == queue.get_stats().state
 

@@ -30,6 +30,7 @@ from supabase_resilience.testing import RecordingHook
 from .worlds import MIGRATION, AsyncWorld, SyncWorld, migrate
 
 SOON = 20.0
+_A_MOMENT = threading.Event()
 _names = (f"work{number}" for number in itertools.count(1))
 
 
@@ -108,6 +109,22 @@ class Bench:
 
     def run(self, result: Any) -> Any:
         return self.world.run(result)
+
+    def run_with(self, processor: Any, *jobs: Any) -> None:
+        """`run()`, and the jobs come while it runs: a queue in memory starts with its first one."""
+        if isinstance(self.world, Async):
+            self.run(processor.enqueue_many(jobs))  # nothing else happens before run()
+            self.run(processor.run())
+            return
+        producer = threading.Thread(target=self._enqueue_when_it_runs, args=(processor, jobs))
+        producer.start()
+        processor.run()
+        producer.join()
+
+    def _enqueue_when_it_runs(self, processor: Any, jobs: Any) -> None:
+        while processor.get_stats().state != "running":
+            _A_MOMENT.wait(0.001)
+        processor.enqueue_many(jobs)
 
     def work_off(self, processor: Any) -> None:
         """Start, wait until nothing is left, stop."""
@@ -491,8 +508,7 @@ def test_a_handler_may_ask_for_the_stop(bench):
         queue.request_stop()
 
     queue = bench.make(handle)
-    bench.run(queue.enqueue("x"))
-    bench.run(queue.run())
+    bench.run_with(queue, "x")
     assert ["x"] == bench.seen
 
 
