@@ -25,6 +25,7 @@ check: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pyright --verifytypes supabase_resilience --ignoreexternal
 	$(BIN)/python -m pytest -q tests/test_architecture.py tests/test_public_api.py tests/test_parity.py
 
 bench-protect: .venv/ready
