@@ -5,6 +5,7 @@
 -- service_role may call the functions.
 
 create schema if not exists supabase_resilience;
+revoke all on schema supabase_resilience from public, anon, authenticated;
 
 create table if not exists supabase_resilience.leases (
   name text primary key,
