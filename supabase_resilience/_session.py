@@ -371,7 +371,7 @@ class AsyncGuardedSession(httpx.AsyncClient):
         self._inner = inner
         self._guard = guard
         if guard.span is not None:
-            self.request = _in_span_async(guard, guard.span, self.request)  # type: ignore[method-assign]
+            self.request = _in_span_async(guard, guard.span, self.request)  # type: ignore[method-assign] # pyright: ignore[reportAttributeAccessIssue]
 
     def __getattr__(self, name: str) -> Any:
         return _borrowed(self, name)
