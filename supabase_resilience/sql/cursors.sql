@@ -5,6 +5,7 @@
 
 create schema if not exists supabase_resilience;
 revoke all on schema supabase_resilience from public, anon, authenticated;
+revoke create on schema supabase_resilience from service_role;
 
 create table if not exists supabase_resilience.cursors (
   name text primary key,

@@ -9,6 +9,7 @@
 
 create schema if not exists supabase_resilience;
 revoke all on schema supabase_resilience from public, anon, authenticated;
+revoke create on schema supabase_resilience from service_role;
 
 -- A dedupe key belongs to one job while that job waits or runs. A row whose message is gone (somebody
 -- purged the queue) is stale, and the next job with the key takes it over.
