@@ -32,20 +32,20 @@ class Count(NamedTuple):
 
 
 COUNTS = (
-    Count("faults injected", "workers killed with SIGKILL", "processes killed"),
-    Count("faults injected", "restarts of (PostgreSQL|REST)", "servers restarted"),
-    Count("faults injected", "requests lost before, and after the commit", "requests lost"),
-    Count("faults injected", "workers stopped by SIGTERM", "processes stopped"),
-    Count("faults injected", "leases taken away", "leases taken away"),
-    Count("faults injected", "faults", "faults"),
-    Count("faults injected", ".*: processes killed", "processes killed"),
-    Count("faults injected", ".*: healed", "faults"),
-    Count("faults injected", r"connects in .* s", "connects turned away"),
-    Count("faults injected", "orders the app has completed", "orders written in two steps"),
-    Count("faults injected", "verifiers frozen", "processes frozen"),
-    Count("faults injected", "servers killed in mid-pass", "servers killed"),
-    Count("faults injected", "answers lost besides", "answers lost"),
-    Count("faults injected", "verifiers killed in mid-pass", "processes killed"),
+    Count("faults injected", "workers killed with SIGKILL", "processes killed:"),
+    Count("faults injected", "restarts of (PostgreSQL|REST)", "servers restarted:"),
+    Count("faults injected", "requests lost before, and after the commit", "requests lost:"),
+    Count("faults injected", "workers stopped by SIGTERM", "processes stopped:"),
+    Count("faults injected", "leases taken away", "leases taken away:"),
+    Count("faults injected", "faults", "faults:"),
+    Count("faults injected", ".*: processes killed", "processes killed:"),
+    Count("faults injected", ".*: healed", "faults:"),
+    Count("faults injected", r"connects in .* s", "connects turned away:"),
+    Count("faults injected", "orders the app has completed", "orders written in two steps:"),
+    Count("faults injected", "verifiers frozen", "processes frozen:"),
+    Count("faults injected", "servers killed in mid-pass", "servers killed:"),
+    Count("faults injected", "answers lost besides", "answers lost:"),
+    Count("faults injected", "verifiers killed in mid-pass", "processes killed:"),
     Count("lost", "jobs lost"),
     Count("lost", "effects", how=SHORT),
     Count("lost", ".*: wrong/missing/ghosts"),
@@ -57,7 +57,7 @@ COUNTS = (
     Count("lost", "violations that are left"),
     Count("lost", "violations fixed(, by the report)?", how=SHORT),
     Count("duplicates", "duplicate deliveries"),
-    Count("duplicates", "unexplained", "unexplained"),
+    Count("duplicates", "unexplained", "unexplained:"),
     Count("duplicates", "change_log: told twice"),
     Count("duplicates", "versioned, .*: told twice"),
     Count("duplicates", ".*: of the log, told again"),
@@ -86,7 +86,7 @@ def _cell(column: str, lines: Sequence[Verdict]) -> str:
             for line in lines:
                 if re.fullmatch(count.measure, line.measure):
                     sums[count.label] += _number(count.how, line)
-    return ", ".join(f"{number:,} {label}".strip() for label, number in sums.items())
+    return ", ".join(f"{label} {number:,}".strip() for label, number in sums.items())
 
 
 def _number(how: str, line: Verdict) -> int:

@@ -14,6 +14,7 @@ from evidence_tables import Verdict, verdicts
 
 _SECTION = re.compile(r"^## ((?:bench|chaos)-[\w-]+)$", re.MULTILINE)
 _FACT = re.compile(r"^- ([A-Z][\w ]+): (.+)$", re.MULTILINE)
+_FACTS = {"Command", "Exit code", "On"}
 _HEAD = """\
 # Benchmarks and chaos runs
 
@@ -35,7 +36,8 @@ class Section:
 
     @cached_property
     def facts(self) -> dict[str, str]:
-        return dict(_FACT.findall(self.text.partition("\n### ")[0]))
+        _, facts, *_ = [*self.text.split("\n\n", 2), ""]
+        return dict(_FACT.findall(facts))
 
     @property
     def command(self) -> str:
@@ -59,10 +61,11 @@ class Section:
 
 
 def read(page: str) -> dict[str, Section]:
-    """The sections of a page, by the names of their targets."""
+    """The sections of a page, by the names of their targets; what is none of ours is left out."""
     _, *parts = _SECTION.split(page)
     pairs = zip(parts[::2], parts[1::2], strict=True)
-    return {target: Section(target, text.strip()) for target, text in pairs}
+    found = {target: Section(target, text.strip()) for target, text in pairs}
+    return {target: each for target, each in found.items() if each.facts.keys() >= _FACTS}
 
 
 def write(targets: Sequence[str], known: Mapping[str, Section]) -> str:

@@ -24,7 +24,7 @@ def described() -> str:
 def load() -> str:
     """Of the last 1, 5 and 15 minutes; empty where the system does not know."""
     try:
-        return ", ".join(f"{each:.2f}" for each in os.getloadavg())
+        return ", ".join(f"{each:.2f}" for each in os.getloadavg()) + " (1, 5, 15 minutes)"
     except OSError:
         return ""
 
