@@ -100,11 +100,12 @@ def test_one_program_can_be_run_again(evidence):
     """Its section is replaced, with the options it had; those of the others stay as they are."""
     assert evidence.run("bench-good", "chaos-good", SEED="1")
     before = evidence.part("bench-good")
-    assert evidence.run("chaos-good", SEED="2")
+    assert evidence.run("chaos-good", SEED="2", ARGS="--jobs 3")
     assert before == evidence.part("bench-good")
-    assert "- Command: `make chaos-good SEED=2`\n" in evidence.part("chaos-good")
+    command = "`make chaos-good SEED=2 ARGS='--jobs 3'`"
+    assert f"- Command: {command}\n" in evidence.part("chaos-good")
     row = "| storm, seed 2 | processes killed: 40, servers restarted: 5 | 0 | 7 |  | PASS: 3 of 3 |"
-    assert f"{row} `make chaos-good SEED=2` |" in evidence.part("Result")
+    assert f"{row} {command} |" in evidence.part("Result")
     assert "seed 1" not in evidence.page
 
 

@@ -111,7 +111,7 @@ def prove(
 def run(command: Sequence[str], directory: Path) -> Run:
     """Run a command to its end; its progress and what it prints are shown meanwhile."""
     began, load, before = datetime.now(UTC), machine.load(), time.monotonic()
-    say(f"{began:%H:%M:%S} UTC  {shlex.join(command)}")
+    say(f"{began:%H:%M:%S} UTC  {shown(command)}")
     printed: list[str] = []
     with (
         tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as complaints,
@@ -143,6 +143,13 @@ def run(command: Sequence[str], directory: Path) -> Run:
     )
 
 
+def shown(command: Sequence[str]) -> str:
+    """As one would type it."""
+    pairs = (each.partition("=") for each in command)
+    return " ".join(f"{name}{equals}{shlex.quote(value) if value else ''}"
+                    for name, equals, value in pairs)  # fmt: skip
+
+
 def say(progress: str) -> None:
     print(f"=== {progress}", file=sys.stderr, flush=True)
 
@@ -155,7 +162,7 @@ def environment() -> dict[str, str]:
 def told(about: str, command: Sequence[str], done: Run, machine_line: str) -> str:
     """The text of a section."""
     facts = {
-        "Command": f"`{shlex.join(command)}`",
+        "Command": f"`{shown(command)}`",
         "Ran": f"{done.began:%Y-%m-%d %H:%M} UTC, for {done.seconds:.0f} s",
         "Exit code": str(done.code),
         "Load before": done.load or "not known",
