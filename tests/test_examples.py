@@ -88,7 +88,7 @@ def test_the_search_index_survives_its_process():
 
 
 def test_the_demo_compares_a_protected_app_with_a_plain_one():
-    """The sick server is spared most requests, nobody waits as long, and no profile is lost."""
+    """The sick server is spared most requests, nobody waits as long, and nothing is lost."""
     told = run("demo.py")
     for what in ("the database stops", "503, Retry-After", "connections drop"):
         positions(told, what, "circuit opened", "well again", "circuit closed", "first success")
@@ -104,6 +104,13 @@ def test_the_demo_compares_a_protected_app_with_a_plain_one():
     assert row("profiles lost, or overwritten by older ones")[0] == 0
     assert row("of these refused by the circuit, at once")[0] > 0
     assert "is closed now" in told
+    assert row("jobs taken") >= [50]
+    for nothing in ("jobs lost", "rows that the page shows wrong", "rows wrong in the end"):
+        assert row(nothing) == [0]
+    (broken,) = row("rows broken")
+    assert row("changes missed by Realtime") >= [broken] >= [1]
+    assert [broken] >= row("of these fixed") >= [1]
+    assert "ok" == told.split("health in the end")[1].split()[0]
 
 
 def test_orders_are_verified_and_fixed_while_the_app_writes():
