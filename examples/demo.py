@@ -1,12 +1,16 @@
-"""One app, one sick Supabase, twice: behind `protect()`, and with supabase-py alone.
+"""One app, one sick Supabase, twice: a whole app on the four patterns, and supabase-py alone.
 
-`make demo` runs it. It starts a local Supabase and sends the same traffic through both clients
-while the database stops, REST answers 503 and connections drop. It needs no account and no
-network, and ends by itself. With SUPABASE_URL and SUPABASE_KEY set, the protected app runs against
-that project for ten seconds, and nothing is broken on purpose.
+`make demo` runs it. It starts a local Supabase and sends the same visitors through both clients
+while the database stops, Realtime is killed, REST answers 503 and connections drop. Behind the
+protected one work a queue, a listener and a verification, and the same outage goes over them. It
+needs no account and no network, and ends by itself. With SUPABASE_URL and SUPABASE_KEY set,
+visitors come to the protected app on that project for ten seconds, and nothing is broken on
+purpose.
 """
 
+import logging
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -18,13 +22,27 @@ from typing import Any
 
 from supabase import Client, PostgrestAPIError, create_client
 
-from supabase_resilience import CircuitBreaker, CircuitOpenError, Event, classify, protect
+from supabase_resilience import (
+    CircuitBreaker,
+    CircuitOpenError,
+    Event,
+    LiveTable,
+    MemoryQueue,
+    ProtectedClient,
+    QueueProcessor,
+    Recovery,
+    Resilience,
+    Rule,
+    classify,
+    protect,
+    queue_processor,
+    realtime_listener,
+    server_side_verification,
+)
+from supabase_resilience.events import PassCompleted
 from supabase_resilience.local import LocalSupabase
 
-CALLS_PER_SECOND = 20
 USERS = 50
-# On a project of yours the demo writes into a table of its own, never into `profiles`.
-TABLE_OF_YOUR_PROJECT = "demo_profiles"
 COLUMNS = "(id int primary key, name text not null, visits int not null)"
 STARTED = time.monotonic()
 
@@ -33,13 +51,28 @@ def say(text: str) -> None:
     print(f"{time.monotonic() - STARTED:6.1f} s  {text}", flush=True)
 
 
+def tell(event: Event) -> None:
+    """The app's own story, in the timeline: what changes its state, not what befalls one call."""
+    if event.name in TOLD or (isinstance(event, PassCompleted) and event.violations):
+        facts = [getattr(event, each, None) for each in ("breaker", "queue", "listener", "table")]
+        what = next(each for each in facts if each)
+        reason = getattr(event, "reason", "")
+        say(f"    >> {event.name.replace('.', ' ')}, {what}{': ' + reason if reason else ''}")
+
+
+# --- the app --------------------------------------------------------------------------------------
+
+
 class App:
     """A web app that saves a user's profile at each visit, and never turns a visitor away."""
 
-    def __init__(self, name: str, client: Client, table: str) -> None:
+    def __init__(
+        self, name: str, client: Client, table: str, badges: "Badges | None" = None
+    ) -> None:
         self.name = name
         self.table = table
         self._client = client
+        self._badges = badges
         self._lock = threading.Lock()
         # Guarded by _lock.
         self._not_saved_yet: dict[int, dict[str, Any]] = {}
@@ -67,6 +100,8 @@ class App:
             self._waiting += 1
             self._newest[user_id] = number
         outcome = self._answer(user_id, profile)
+        if self._badges is not None:
+            self._badges.visited(number)
         with self._lock:
             self._waiting -= 1
             self._outcomes[outcome] += 1
@@ -139,11 +174,74 @@ class App:
             return sum(self._outcomes[kind] for kind in kinds)
 
 
+class Badges:
+    """The rest of the app: each fifth visit earns a badge, and a page shows all badges, live."""
+
+    def __init__(self, client: ProtectedClient) -> None:
+        self.queue = queue_processor(client, "badges", self._award, concurrency=2, on_event=tell)
+        # While Supabase takes no jobs they wait in memory.
+        self.late = QueueProcessor(self.queue.enqueue, store=MemoryQueue("late"), on_event=tell)
+        self.listener = realtime_listener(
+            client, "badges", recovery=Recovery.versioned(), on_event=tell
+        )
+        self.page = LiveTable(self.listener)
+        self.verification = server_side_verification(
+            client,
+            "badges",
+            rules=[
+                Rule(
+                    "badges have a level",
+                    violates=lambda q: q.is_("level", "null"),
+                    fix=lambda badge: {"level": level_of(badge["id"])},
+                )
+            ],
+            interval=2.0,  # usually an hour
+            grace=0.5,
+            on_event=tell,
+        )
+        self._client = client
+        parts = (client, self.late, self.queue, self.listener, self.verification)
+        self.app = Resilience(*parts, on_event=tell, check_every=0.25)
+
+    def visited(self, number: int) -> None:
+        """Never waits, and never fails because of an outage."""
+        if number % 5 == 0:
+            self.late.enqueue({"id": number})
+
+    def _award(self, badge: dict[str, Any]) -> None:
+        """The queue's handler: done twice it is as good as once."""
+        row = {**badge, "level": level_of(badge["id"])}
+        self._client.table("badges").upsert(row).execute()
+
+
+def level_of(visit: int) -> str:
+    return "gold" if visit % 25 == 0 else "silver"
+
+
+# --- the staging ----------------------------------------------------------------------------------
+
+CALLS_PER_SECOND = 20
+# On a project of yours the demo writes into a table of its own, never into `profiles`.
+TABLE_OF_YOUR_PROJECT = "demo_profiles"
+SCHEMA = f"""
+create table profiles {COLUMNS};
+create table plain_profiles {COLUMNS};
+create table badges (id int primary key, level text);
+select pgmq.create('badges'), pgmq.create('badges_dead');
+"""
+TOLD = {
+    *("circuit.opened", "circuit.half_opened", "circuit.closed"),
+    *("queue.paused", "queue.resumed", "queue.unreachable", "queue.reachable"),
+    *("listener.lost", "listener.ready", "verification.pass_paused", "verification.pass_resumed"),
+}
+
+
 class Traffic:
     """Visitors that come at a steady pace, however long the earlier ones wait."""
 
-    def __init__(self, apps: list[App]) -> None:
+    def __init__(self, apps: list[App], each_second: Callable[[], object] | None = None) -> None:
         self._apps = apps
+        self._each_second = each_second
         self._visits = 0
         self._pool = ThreadPoolExecutor(max_workers=400)
         self._pending: list[Any] = []
@@ -158,6 +256,8 @@ class Traffic:
             if now >= next_report:
                 next_report += 1.0
                 say("   ".join(app.report().ljust(45) for app in self._apps))
+                if self._each_second is not None:
+                    self._each_second()
             time.sleep(1 / CALLS_PER_SECOND)
 
     def finish(self) -> None:
@@ -178,9 +278,14 @@ class Sickness:
         self.requests: Counter[str] = Counter()
 
     def strike(
-        self, what: str, seconds: float, begin: Callable[[], Any], end: Callable[[], Any]
+        self,
+        what: str,
+        seconds: float,
+        begin: Callable[[], Any],
+        end: Callable[[], Any],
+        late: Callable[[], Any] | None = None,
     ) -> None:
-        """Sick for `seconds`, then well again for three."""
+        """Sick for `seconds`, then well again for four; `late` comes in the middle."""
         say(f"--- {what} ---")
         with self._counted():
             begin()
@@ -190,7 +295,10 @@ class Sickness:
         end()
         well_again = time.monotonic()
         say("--- it is well again ---")
-        self._traffic.flow(4.0)
+        self._traffic.flow(2.0)
+        if late is not None:
+            late()
+        self._traffic.flow(2.0)
         firsts = [f"{app.name} {app.first_success_after(well_again)}" for app in self._apps]
         say(f"    first success after: {', '.join(firsts)}")
 
@@ -205,51 +313,131 @@ class Sickness:
         return self._local.requests(match=rf"^/rest/v1/{app.table}\b")
 
 
-def tell(event: Event) -> None:
-    """The breaker's own story, in the timeline; refusals and retries are only counted."""
-    if event.name in {"circuit.opened", "circuit.half_opened", "circuit.closed"}:
-        reason = getattr(event, "reason", "")
-        say(f"    >> {event.name.replace('.', ' ')}{': ' + reason if reason else ''}")
+class Watch:
+    """Looks at the badges from outside: their health in the timeline, and in the end the truth."""
+
+    def __init__(self, badges: Badges, client: Client) -> None:
+        self._badges = badges
+        self._client = client
+        self._last_told = ""
+        self.broken = 0
+
+    def tell_health(self) -> None:
+        """When it is not what it was."""
+        ill = [part.part for part in self._badges.app.health().parts if part.status != "ok"]
+        health = f"{self.health()}{': ' if ill else ''}{', '.join(ill)}"
+        if health != self._last_told:
+            self._last_told = health
+            say(f"    health: {health}")
+
+    def health(self) -> str:
+        """The worst of all parts."""
+        return self._badges.app.health().status
+
+    def break_rows(self) -> None:
+        """What somebody's script does behind the app's back."""
+        rows = self._client.table("badges").update({"level": None}).lte("id", 75).execute().data
+        self.broken = len(rows)
+        say(f"--- a script breaks {self.broken} rows; Realtime is started only now ---")
+
+    def settle(self, seconds: float = 20.0) -> None:
+        """Let the badges come to an end; what has not by then is told as lost, wrong or broken."""
+        ends_at = time.monotonic() + seconds
+        while time.monotonic() < ends_at and (
+            self.lost() or self.wrong() or self.left_broken() or self.health() != "ok"
+        ):
+            time.sleep(0.2)
+
+    def _rows(self) -> dict[int, str | None]:
+        rows: Any = self._client.table("badges").select("*").execute().data
+        return {row["id"]: row["level"] for row in rows}
+
+    def earned(self) -> int:
+        """Badges of all visits."""
+        return self._badges.late.get_stats().enqueued
+
+    def lost(self) -> int:
+        """Badges that were earned and are not there."""
+        return self.earned() - len(self._rows())
+
+    def wrong(self) -> int:
+        """Rows that the page shows otherwise than they are, or not at all."""
+        shown = {key: row["level"] for key, row in self._badges.page.rows.items()}
+        return len(set(shown.items()) ^ set(self._rows().items()))
+
+    def left_broken(self) -> int:
+        """Badges without their level."""
+        return sum(level != level_of(number) for number, level in self._rows().items())
+
+
+def migration(*arguments: str) -> str:
+    command = [sys.executable, "-m", "supabase_resilience", "sql", *arguments]
+    return subprocess.check_output(command, text=True)
 
 
 def demo() -> None:
-    schema = [f"create table {table} {COLUMNS}" for table in ("profiles", "plain_profiles")]
+    logging.getLogger("realtime").setLevel(logging.CRITICAL)  # the listener tells it, too
+    schema = [SCHEMA, migration("queue"), migration("listener", "--table", "public.badges")]
     breaker = CircuitBreaker(reset_timeout=2.0, on_event=tell)
     with LocalSupabase(schema=schema) as local:
         one, two = (create_client(local.url, local.secret_key) for _ in range(2))
-        protected = App("protect()", protect(one, breaker=breaker), "profiles")
+        client = protect(one, breaker=breaker)
+        badges = Badges(client)
+        watch = Watch(badges, create_client(local.url, local.secret_key))
+        protected = App("protect()", client, "profiles", badges)
         plain = App("supabase-py alone", two, "plain_profiles")
-        apps = [protected, plain]
-        traffic = Traffic(apps)
-        sickness = Sickness(local, traffic, apps)
-        say(
-            f"local Supabase at {local.url}; {CALLS_PER_SECOND} visits a second through each client"
-        )
-        print(" " * 10 + "   ".join(app.name.ljust(45) for app in apps))
-        traffic.flow(2.0)
-        sickness.strike("the database stops", 6.0, local.postgres.stop, local.postgres.start)
-        sickness.strike(
-            "REST answers 503, Retry-After: 2",
-            5.0,
-            lambda: local.faults.add(
-                match="/rest/", status=503, headers={"Retry-After": "2"}, times=None
-            ),
-            local.faults.clear,
-        )
-        sickness.strike(
-            "connections drop",
-            5.0,
-            lambda: local.faults.add(match="/rest/", drop="before", times=None),
-            local.faults.clear,
-        )
-        traffic.finish()
-        summary(sickness, protected, plain, breaker)
+        traffic = Traffic([protected, plain], watch.tell_health)
+        sickness = Sickness(local, traffic, [protected, plain])
+        with badges.app:
+            badges.listener.ready()
+            say(f"local Supabase at {local.url}; {CALLS_PER_SECOND} visits a second to each app")
+            print(" " * 10 + "   ".join(name.ljust(45) for name in (protected.name, plain.name)))
+            traffic.flow(2.0)
+            outage(local, sickness, watch)
+            traffic.finish()
+            late = [app.catch_up() for app in (protected, plain)]
+            watch.settle()
+            watch.tell_health()
+            summary(sickness, protected, plain, breaker, late)
+            summary_of_badges(badges, watch)
 
 
-def summary(sickness: Sickness, protected: App, plain: App, breaker: CircuitBreaker) -> None:
-    def row(label: str, *values: object) -> None:
-        print(f"  {label:44}" + "".join(f"{value!s:>20}" for value in values))
+def outage(local: LocalSupabase, sickness: Sickness, watch: Watch) -> None:
+    """Three kinds of it, one after the other."""
+    faults = local.faults
 
+    def break_both() -> None:
+        local.postgres.stop()
+        local.realtime.kill()
+
+    def break_rows() -> None:
+        watch.break_rows()
+        local.realtime.start()
+
+    sickness.strike(
+        "the database stops, Realtime is killed", 5.0, break_both, local.postgres.start, break_rows
+    )
+    sickness.strike(
+        "REST answers 503, Retry-After: 2",
+        4.0,
+        lambda: faults.add(match="/rest/", status=503, headers={"Retry-After": "2"}, times=None),
+        faults.clear,
+    )
+    sickness.strike(
+        "connections drop",
+        4.0,
+        lambda: faults.add(match="/rest/", drop="before", times=None),
+        faults.clear,
+    )
+
+
+def row(label: str, *values: object) -> None:
+    print(f"  {label:44}" + "".join(f"{value!s:>20}" for value in values))
+
+
+def summary(
+    sickness: Sickness, protected: App, plain: App, breaker: CircuitBreaker, late: list[int]
+) -> None:
     both = (protected, plain)
     sent = [sickness.requests[app.name] for app in both]
     print()
@@ -259,15 +447,26 @@ def summary(sickness: Sickness, protected: App, plain: App, breaker: CircuitBrea
     row("  of these refused by the circuit, at once", *(app.total("refused") for app in both))
     row("the longest wait of a visitor", *(f"{app.worst_wait:.2f} s" for app in both))
     row("requests to the sick server", *sent)
-    row("profiles saved late, from the fallback", *(app.catch_up() for app in both))
+    row("profiles saved late, from the fallback", *late)
     row("profiles lost, or overwritten by older ones", *(app.lost() for app in both))
     stats = breaker.get_stats()
     spared = sent[1] - sent[0]
     print(
         f"\n  The sick server was spared {spared} of {sent[1]} requests "
         f"({100 * spared / max(1, sent[1]):.0f} %). The circuit opened {stats.opened} times, "
-        f"refused {stats.refused} calls, and is {stats.state} now."
+        f"refused {stats.refused} calls, and is {stats.state} now.\n"
     )
+
+
+def summary_of_badges(badges: Badges, watch: Watch) -> None:
+    row("jobs taken, also while Supabase was sick", watch.earned())
+    row("jobs lost", watch.lost())
+    row("changes missed by Realtime, and caught up", badges.listener.get_stats().caught_up)
+    row("rows that the page shows wrong, or not", watch.wrong())
+    row("rows broken behind the app's back", watch.broken)
+    row("  of these fixed", badges.verification.get_stats().fixed)
+    row("rows wrong in the end", watch.left_broken())
+    row("health in the end", watch.health())
 
 
 def run_on_your_project(url: str, key: str) -> int:

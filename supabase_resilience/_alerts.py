@@ -66,7 +66,7 @@ class Alert:
         if rest is not None:
             check_number("rest", rest, at_least=0.0)
         check_optional(check_callable, "tell", tell)
-        self.settings = _Settings(
+        self.settings: _Settings = _Settings(
             name=name,
             when=when,
             hold=hold,

@@ -89,11 +89,11 @@ class Permit:
         is_nested: bool = False,
         started_at: float | None = None,
     ) -> None:
-        self.generation = generation
-        self.losses = losses
-        self.is_probe = is_probe
-        self.is_nested = is_nested
-        self.started_at = started_at
+        self.generation: int = generation
+        self.losses: int = losses
+        self.is_probe: bool = is_probe
+        self.is_nested: bool = is_nested
+        self.started_at: float | None = started_at
 
 
 class Circuit:

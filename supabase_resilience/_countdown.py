@@ -36,8 +36,8 @@ class Countdown(Mapping[str, float | None]):
     ) -> None:
         now = _clock.monotonic()
         limit = deadline_at()
-        self.ends_at = now + config.total_timeout
-        self.was_asked = False
+        self.ends_at: float = now + config.total_timeout
+        self.was_asked: bool = False
         self._usual = usual
         self._attempt_timeout = config.attempt_timeout
         self._attempt_ends_at = now + config.attempt_timeout

@@ -24,6 +24,7 @@ __all__ = [
 ]
 
 Kind = Literal["read", "insert", "upsert", "update", "delete", "rpc"]
+_WRITES: Mapping[str, Kind] = {"PATCH": "update", "DELETE": "delete", "PUT": "upsert"}
 
 # How many blocks are around. Not in the object, so that one may be shared by tasks, or nested in
 # itself.
@@ -119,7 +120,7 @@ def _kind_of(method: str, url: Any, headers: Mapping[str, str]) -> Kind:
         return "rpc"
     if method == "POST":
         return "upsert" if "resolution=" in headers.get("prefer", "") else "insert"
-    return {"PATCH": "update", "DELETE": "delete", "PUT": "upsert"}.get(method, "rpc")  # type: ignore[return-value]
+    return _WRITES.get(method, "rpc")
 
 
 def _filters_on_its_changes(url: Any, options: Mapping[str, Any]) -> bool:

@@ -50,10 +50,10 @@ class Service:
     def __init__(
         self, name: str, breaker: CircuitBreaker, retry: RetryConfig, timeout: httpx.Timeout
     ) -> None:
-        self.name = name
-        self.breaker = breaker
-        self.retry = retry
-        self.timeout = timeout
+        self.name: str = name
+        self.breaker: CircuitBreaker = breaker
+        self.retry: RetryConfig = retry
+        self.timeout: httpx.Timeout = timeout
         breaker.mark_calls()
 
     def timed(self, request: httpx.Request) -> Any:
@@ -130,7 +130,7 @@ class Services:
             name: _service(name, breakers or {}, retry, httpx.Timeout(timeout))
             for name, timeout in {**_TIMEOUTS, **(timeouts or {})}.items()
         }
-        self.breakers = MappingProxyType(
+        self.breakers: Mapping[str, CircuitBreaker] = MappingProxyType(
             {name: service.breaker for name, service in self._by_name.items()}
         )
 

@@ -67,9 +67,11 @@ class Guard:
     __slots__ = ("_classify", "_is_plain", "breaker", "breakers", "config", "sick", "span")
 
     def __init__(self, breakers: CircuitBreaker | CircuitBreakers, config: RetryConfig) -> None:
-        self.breakers = breakers
-        self.breaker = breakers.project if isinstance(breakers, CircuitBreakers) else breakers
-        self.config = config
+        self.breakers: CircuitBreaker | CircuitBreakers = breakers
+        self.breaker: CircuitBreaker = (
+            breakers.project if isinstance(breakers, CircuitBreakers) else breakers
+        )
+        self.config: RetryConfig = config
         self._classify = self.breaker.classify
         # One question instead of two for what nearly every response is.
         self._is_plain = is_plain_success if self._classify is classify else _never
@@ -77,7 +79,7 @@ class Guard:
         self.sick: Mapping[Hashable, CircuitBreaker] = (
             breakers.by_key if isinstance(breakers, CircuitBreakers) else {}
         )
-        self.span = span_of(self.breaker.on_event)
+        self.span: Span | None = span_of(self.breaker.on_event)
         self.breaker.mark_calls()
 
     def attributes(self, method: str, url: Any, options: Options) -> Attributes:
@@ -369,7 +371,7 @@ class AsyncGuardedSession(httpx.AsyncClient):
         self._inner = inner
         self._guard = guard
         if guard.span is not None:
-            self.request = _in_span_async(guard, guard.span, self.request)  # type: ignore[method-assign]
+            self.request = _in_span_async(guard, guard.span, self.request)  # type: ignore[method-assign] # pyright: ignore[reportAttributeAccessIssue]
 
     def __getattr__(self, name: str) -> Any:
         return _borrowed(self, name)

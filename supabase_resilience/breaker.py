@@ -158,7 +158,9 @@ class CircuitBreaker:
         check_callable("on_event", on_event)
         check_callable("clock", clock)
         self.name = name
-        self.classify = classify if classify is _DEFAULT_CLASSIFY else _never_raising(classify)
+        self.classify: Callable[[Outcome], Classification] = (
+            classify if classify is _DEFAULT_CLASSIFY else _never_raising(classify)
+        )
         self._hooks: dict[type[Event], Callable[[], object] | None] = {
             CircuitOpened: on_open,
             CircuitHalfOpened: on_half_open,

@@ -76,7 +76,7 @@ class CircuitBreakers:
     ) -> None:
         check_callable("key", key)
         check_count("limit", limit)
-        self.project = CircuitBreaker(**options)
+        self.project: CircuitBreaker = CircuitBreaker(**options)
         self.key = key
         self._limit = limit
         self._options = options
@@ -176,10 +176,10 @@ class KeyedPermit:
     __slots__ = ("_breaker", "_permit", "is_probe", "project")
 
     def __init__(self, project: Permit, breaker: CircuitBreaker, permit: Permit) -> None:
-        self.project = project
+        self.project: Permit = project
         self._breaker = breaker
         self._permit = permit
-        self.is_probe = project.is_probe or permit.is_probe
+        self.is_probe: bool = project.is_probe or permit.is_probe
 
     def settle_key(self, outcome: Classification) -> bool:
         """Give the key's permit back; whether its circuit is still closed.

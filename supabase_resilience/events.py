@@ -46,6 +46,7 @@ __all__ = [
     "PassPaused",
     "PassResumed",
     "PassStarted",
+    "Plain",
     "QueuePaused",
     "QueueReachable",
     "QueueResumed",
@@ -55,6 +56,7 @@ __all__ = [
     "RowQuarantined",
     "RunnerLeaseLost",
     "ViolationFixed",
+    "facts_of",
     "log_event",
 ]
 
@@ -72,6 +74,9 @@ class Event:
         """The `logging` level that this fact deserves."""
         return logging.INFO
 
+
+Plain = str | int | float | bool | None
+"""What each field of an event is: JSON has a word for it, but for floats that are not finite."""
 
 Hook = Callable[[Event], None]
 """Called with each event; must be quick. What it raises is logged and changes nothing."""
@@ -686,12 +691,22 @@ _COUNTED_ONLY = (
 def log_event(event: Event) -> None:
     """Log state changes on the logger `supabase_resilience`; the default for every `on_event`.
 
-    The message is the event's dotted name with its fields, the fields are also in the record's
-    `resilience` attribute. What happens to single calls and jobs is not logged: `get_stats()`
-    counts it.
+    The message is the event's dotted name with its fields. For loggers that write JSON the record
+    has both apart, too: the attributes `event`, the name, and `resilience`, a dict of the fields.
+    What happens to single calls and jobs is not logged: `get_stats()` counts it.
     """
     if isinstance(event, _COUNTED_ONLY) or not _logger.isEnabledFor(event.severity):
         return
-    facts = {field.name: getattr(event, field.name) for field in fields(event)}
+    facts = facts_of(event)
     text = " ".join(f"{key}={value!r}" for key, value in facts.items())
-    _logger.log(event.severity, "%s %s", event.name, text, extra={"resilience": facts})
+    extra = {"event": event.name, "resilience": facts}
+    _logger.log(event.severity, "%s %s", event.name, text, extra=extra)
+
+
+def facts_of(event: Event) -> dict[str, Plain]:
+    """The fields of an event that are plain values.
+
+    Anything else, in an event of somebody else's, is left out: it might hold a row.
+    """
+    found = ((field.name, getattr(event, field.name)) for field in fields(event))
+    return {name: value for name, value in found if isinstance(value, Plain)}

@@ -106,7 +106,7 @@ class ProtectedClient(Client):
 
     def __init__(self, client: Client, guard: Guard, authorization: str | None) -> None:
         # Client.__init__ would make a second auth session; this one borrows the original's.
-        self.breaker = guard.breakers
+        self.breaker: CircuitBreaker | CircuitBreakers = guard.breakers
         self._original = client
         self._guard = guard
         self._authorization = authorization
@@ -172,7 +172,7 @@ class AsyncProtectedClient(AsyncClient):
 
     def __init__(self, client: AsyncClient, guard: Guard, authorization: str | None) -> None:
         # AsyncClient.__init__ would make a second auth session; this one borrows the original's.
-        self.breaker = guard.breakers
+        self.breaker: CircuitBreaker | CircuitBreakers = guard.breakers
         self._original = client
         self._guard = guard
         self._authorization = authorization

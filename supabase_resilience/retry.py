@@ -63,10 +63,10 @@ class Attempt:
         response: Any = None,
         error: Exception | None = None,
     ) -> None:
-        self.meaning = meaning
-        self.may_repeat = may_repeat
-        self.response = response
-        self.error = error
+        self.meaning: Classification = meaning
+        self.may_repeat: bool = may_repeat
+        self.response: Any = response
+        self.error: Exception | None = error
 
     @classmethod
     def of(cls, made: "Attempt | Any") -> "Attempt":

@@ -36,7 +36,7 @@ class FakeClock:
     stands_still = True
 
     def __init__(self, now: float = 1000.0) -> None:
-        self.now = now
+        self.now: float = now
 
     def __call__(self) -> float:
         """The current time in seconds."""

@@ -2,8 +2,8 @@
 
 import dataclasses
 import inspect
+import json
 import logging
-from typing import Any
 
 import pytest
 
@@ -246,14 +246,31 @@ def test_frozen(event: Event) -> None:
 def test_change_of_state_is_logged(
     event: Event, line: tuple[int, str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One line, at the event's severity: its name and its fields, which the record has as well."""
+    """One line, at the event's severity: its name and its fields, which the record has apart."""
     with caplog.at_level(logging.DEBUG, LOGGER):
         log_event(event)
     [record] = caplog.records
     assert line == (record.levelno, record.getMessage())
     assert record.levelno == event.severity
-    facts: Any = vars(record)["resilience"]
-    assert dataclasses.asdict(event) == facts  # type: ignore[call-overload]
+    parts = vars(record)
+    assert (event.name, dataclasses.asdict(event)) == (parts["event"], parts["resilience"])  # type: ignore[call-overload]
+    assert parts["resilience"] == json.loads(json.dumps(parts["resilience"]))
+
+
+def test_only_plain_values_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """What an event of somebody else's holds beside them might be a row."""
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class OrderSeen(Event):
+        name = "order.seen"
+        row: dict[str, str]
+        number: int
+
+    with caplog.at_level(logging.INFO, LOGGER):
+        log_event(OrderSeen(row={"card": "4711"}, number=3))
+    [record] = caplog.records
+    assert {"number": 3} == vars(record)["resilience"]
+    assert "order.seen number=3" == record.getMessage()
 
 
 @pytest.mark.parametrize("event", COUNTED, ids=lambda event: event.name)

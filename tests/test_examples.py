@@ -88,7 +88,7 @@ def test_the_search_index_survives_its_process():
 
 
 def test_the_demo_compares_a_protected_app_with_a_plain_one():
-    """The sick server is spared most requests, nobody waits as long, and no profile is lost."""
+    """The sick server is spared most requests, nobody waits as long, and nothing is lost."""
     told = run("demo.py")
     for what in ("the database stops", "503, Retry-After", "connections drop"):
         positions(told, what, "circuit opened", "well again", "circuit closed", "first success")
@@ -104,6 +104,13 @@ def test_the_demo_compares_a_protected_app_with_a_plain_one():
     assert row("profiles lost, or overwritten by older ones")[0] == 0
     assert row("of these refused by the circuit, at once")[0] > 0
     assert "is closed now" in told
+    assert row("jobs taken") >= [50]
+    for nothing in ("jobs lost", "rows that the page shows wrong", "rows wrong in the end"):
+        assert row(nothing) == [0]
+    (broken,) = row("rows broken")
+    assert row("changes missed by Realtime") >= [broken] >= [1]
+    assert [broken] >= row("of these fixed") >= [1]
+    assert "ok" == told.split("health in the end")[1].split()[0]
 
 
 def test_orders_are_verified_and_fixed_while_the_app_writes():
@@ -152,3 +159,41 @@ def test_workers_verify_the_ranges_of_one_table():
         "they found the same orders, and fixed 60",
         "afterwards: 0 open, exit code 0",
     )
+
+
+def test_the_payments_example_charges_each_order_once():
+    """Through lost answers and an outage of everything it needs: none lost, none charged twice."""
+    told = run("06_payments.py")
+    positions(
+        told,
+        "health before: ok",
+        "20 customers are told: being charged",
+        "the provider goes down",
+        "the database stops, Realtime is killed",
+        "20 customers are told: accepted, will be confirmed",
+        "health during the outage: degraded",
+        "breaker:supabase: the circuit is",
+        "breaker:provider: the circuit is",
+        "queue:charges: ",
+        "listener:payments: ",
+        "all but Realtime is back",
+        "listener.ready listener='public.payments'",
+        "health afterwards: ok",
+        "orders completed: 63 of 63",
+        "charges: 63 for 63 orders",
+        "mails: 63 for 63 orders",
+        "broken orders: 113 found, 0 left",
+    )
+
+    def number(before: str) -> int:
+        return int(re.search(rf"{before}: (\d+)", told).group(1))
+
+    assert number("payments") == 63
+    assert number("asked for later") >= 20
+    assert number("changes that Realtime did not tell") >= 1
+    for what in ("charges", "mails"):
+        assert int(re.search(rf"{what}: 63 for 63 orders, asked for again: (\d+)", told)[1]) >= 3
+    positions(told, "alert.fired alert='charges", "alert.cleared alert='charges")
+    fired, over = map(int, re.search(r"alerts: (\d+) fired, (\d+) over", told).groups())
+    assert fired - over == 1  # problems are counted since the start
+    assert "alert.fired alert='orders'" in told

@@ -38,10 +38,10 @@ try:
         Observation,
     )
     from opentelemetry.trace import Span, Status, StatusCode, Tracer, TracerProvider
-except ImportError as missing:
+except ImportError as _missing:
     raise ImportError(
         'OpenTelemetryHook needs opentelemetry-api. Run `pip install "supabase-resilience[otel]"`.'
-    ) from missing
+    ) from _missing
 
 __all__ = ["OpenTelemetryHook"]
 

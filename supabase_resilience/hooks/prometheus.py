@@ -35,11 +35,11 @@ try:
         generate_latest,
     )
     from prometheus_client.multiprocess import MultiProcessCollector
-except ImportError as error:
+except ImportError as _missing:
     raise ImportError(
         "PrometheusHook needs prometheus-client."
         ' Run `pip install "supabase-resilience[prometheus]"`.'
-    ) from error
+    ) from _missing
 
 __all__ = ["PrometheusHook"]
 

@@ -38,7 +38,7 @@ class Child:
         self._answers: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._process = _spawn(command, log)
         threading.Thread(target=self._read, name=f"{name} answers", daemon=True).start()
-        self.port = self._start(config)
+        self.port: int = self._start(config)
 
     @property
     def pid(self) -> int:

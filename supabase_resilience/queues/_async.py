@@ -77,7 +77,7 @@ class AsyncQueueProcessor:
         self._store = None if store is None or isinstance(store, MemoryQueue) else _checked(store)
         self._on_error = on_error
         self._core = Core(process, settings, store, on_event, clock)
-        self.name = self._core.name
+        self.name: str = self._core.name
         self.reset()
         reset_after_fork(self)
 

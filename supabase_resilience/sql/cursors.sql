@@ -4,6 +4,8 @@
 -- service_role may call the functions, which act with the rights of the role that ran this file.
 
 create schema if not exists supabase_resilience;
+revoke all on schema supabase_resilience from public, anon, authenticated;
+revoke create on schema supabase_resilience from service_role;
 
 create table if not exists supabase_resilience.cursors (
   name text primary key,

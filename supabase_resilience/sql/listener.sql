@@ -13,6 +13,8 @@
 -- The change log holds whole rows, also of those that were deleted, until its retention is over.
 
 create schema if not exists supabase_resilience;
+revoke all on schema supabase_resilience from public, anon, authenticated;
+revoke create on schema supabase_resilience from service_role;
 
 create table if not exists supabase_resilience.followed (
   schema_name text not null,
@@ -64,7 +66,8 @@ alter table supabase_resilience.changes enable row level security;
 revoke all on
   supabase_resilience.followed, supabase_resilience.tombstones, supabase_resilience.changes
   from public, anon, authenticated, service_role;
-revoke all on sequence supabase_resilience.sync_ver from public, anon, authenticated, service_role;
+revoke all on all sequences in schema supabase_resilience
+  from public, anon, authenticated, service_role;
 
 -- Realtime tells of the log what the subscriber's role may select.
 grant usage on schema supabase_resilience to service_role;
@@ -487,7 +490,7 @@ revoke all on function
   supabase_resilience.check_table, supabase_resilience.follow, supabase_resilience.publish,
   supabase_resilience.unfollow, supabase_resilience.history, supabase_resilience.key_columns,
   supabase_resilience.r_has_key_of_t, supabase_resilience.start_of, supabase_resilience.prune_table
-  from public;
+  from public, anon, authenticated, service_role;
 revoke all on function
   public.supabase_resilience_horizon, public.supabase_resilience_tombstones,
   public.supabase_resilience_changes, public.supabase_resilience_prune

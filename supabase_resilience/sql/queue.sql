@@ -8,6 +8,8 @@
 -- them. pgmq_public is not needed by them.
 
 create schema if not exists supabase_resilience;
+revoke all on schema supabase_resilience from public, anon, authenticated;
+revoke create on schema supabase_resilience from service_role;
 
 -- A dedupe key belongs to one job while that job waits or runs. A row whose message is gone (somebody
 -- purged the queue) is stale, and the next job with the key takes it over.
@@ -18,12 +20,14 @@ create table if not exists supabase_resilience.job_keys (
   msg_id bigint,
   primary key (queue, key)
 );
+alter table supabase_resilience.job_keys enable row level security;
+revoke all on supabase_resilience.job_keys from public, anon, authenticated, service_role;
 
 -- --- inner functions -----------------------------------------------------------------------------
 
 -- pgmq's table of a queue; to be quoted with %I and found in the schema pgmq.
 create or replace function supabase_resilience.queue_table(queue_name text) returns text
-language plpgsql immutable set search_path = '' as $$
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 begin
   if coalesce(queue_name, '') = '' or octet_length(queue_name) > 47 or queue_name ~ '\$|;|--|''' then
     raise exception 'invalid name of a queue: %', coalesce(queue_name, 'null')
@@ -34,7 +38,7 @@ end $$;
 
 -- Our part of a message; null for a message that somebody else wrote, which is all payload.
 create or replace function supabase_resilience.job_envelope(message jsonb) returns jsonb
-language plpgsql immutable parallel safe set search_path = '' as $$
+language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp as $$
 declare
   ours jsonb := message -> 'supabase_resilience';
 begin
@@ -46,7 +50,7 @@ end $$;
 
 -- The same payload in another envelope.
 create or replace function supabase_resilience.job_message(message jsonb, ours jsonb) returns jsonb
-language plpgsql immutable parallel safe set search_path = '' as $$
+language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp as $$
 begin
   if supabase_resilience.job_envelope(message) is not null then
     message := message -> 'data';
@@ -57,7 +61,7 @@ end $$;
 -- For an index: never fails, whatever the message is. Whoever adds a message to a queue calls it, and
 -- has no other rights here, so it must not call anything of ours in turn.
 create or replace function supabase_resilience.job_priority(message jsonb) returns integer
-language plpgsql immutable parallel safe set search_path = '' as $$
+language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp as $$
 declare
   ours jsonb := message -> 'supabase_resilience';
   priority text := (ours -> 'priority')::text;
@@ -72,10 +76,9 @@ begin
   end if;
   return 0;
 end $$;
-grant execute on function supabase_resilience.job_priority to public;
 
 create or replace function supabase_resilience.is_waiting(queue_name text, id bigint, job_id text)
-returns boolean language plpgsql set search_path = '' as $$
+returns boolean language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   found_it boolean;
 begin
@@ -91,7 +94,7 @@ end $$;
 -- Give a key to a job; false when another one (or this very one) has it. The row stays locked until
 -- the end of the transaction. Callers with several keys go in the order of the keys: no deadlocks.
 create or replace function supabase_resilience.claim_key(queue_name text, wanted text, id text)
-returns boolean language plpgsql set search_path = '' as $$
+returns boolean language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   holder supabase_resilience.job_keys;
 begin
@@ -114,7 +117,7 @@ begin
 end $$;
 
 create or replace function supabase_resilience.release_keys(queue_name text, released jsonb)
-returns void language sql set search_path = '' as $$
+returns void language sql set search_path = pg_catalog, pg_temp as $$
   delete from supabase_resilience.job_keys k
   using (
     select j.queue, j.key
@@ -131,7 +134,7 @@ $$;
 -- Add messages in order; those that have a key must own it by now.
 create or replace function supabase_resilience.add_jobs(
   queue_name text, messages jsonb, delay double precision
-) returns void language plpgsql set search_path = '' as $$
+) returns void language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   keyed jsonb;
 begin
@@ -159,7 +162,7 @@ end $$;
 -- read_ct. Rows are locked in the order of msg_id, then keys in theirs: no deadlocks.
 create or replace function supabase_resilience.settle_jobs(
   queue_name text, settled jsonb, dead_queue text
-) returns jsonb language plpgsql set search_path = '' as $$
+) returns jsonb language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   result jsonb;
   letters jsonb;
@@ -214,7 +217,7 @@ end $$;
 -- Lease up to `take` jobs, `oldest` of them by age and the others by priority.
 create or replace function supabase_resilience.take_jobs(
   queue_name text, take integer, oldest integer, lease double precision, by_priority boolean
-) returns jsonb language plpgsql set search_path = '' as $$
+) returns jsonb language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   relation text := supabase_resilience.queue_table(queue_name);
   result jsonb;
@@ -254,7 +257,7 @@ end $$;
 -- --- what the store calls ------------------------------------------------------------------------
 
 create or replace function public.supabase_resilience_queue_check(queues text[]) returns jsonb
-language plpgsql stable security definer set search_path = '' as $$
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
 begin
   return jsonb_build_object('version', 1, 'queues', (
     select coalesce(jsonb_object_agg(name, jsonb_build_object(
@@ -267,7 +270,7 @@ end $$;
 -- holds up writers while it is built). Row level security is on, as for queues of the dashboard.
 create or replace function public.supabase_resilience_queue_create(
   queue_name text, with_dead_letters boolean default true
-) returns void language plpgsql security definer set search_path = '' as $$
+) returns void language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   relation text := supabase_resilience.queue_table(queue_name);
   wanted text;
@@ -290,7 +293,7 @@ end $$;
 -- The ids of the jobs, in order; that of a job whose key is taken is the id of the job that has it.
 create or replace function public.supabase_resilience_queue_send(
   queue_name text, messages jsonb, delay double precision
-) returns jsonb language plpgsql security definer set search_path = '' as $$
+) returns jsonb language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   fresh bigint[] := '{}';
   wanted record;
@@ -321,7 +324,7 @@ end $$;
 create or replace function public.supabase_resilience_queue_exchange(
   queue_name text, settled jsonb, take integer, oldest integer, lease double precision,
   by_priority boolean, dead_queue text
-) returns jsonb language plpgsql security definer set search_path = '' as $$
+) returns jsonb language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   over jsonb := '[]';
   jobs jsonb := '[]';
@@ -337,7 +340,7 @@ end $$;
 
 create or replace function public.supabase_resilience_queue_extend(
   queue_name text, held jsonb, lease double precision
-) returns jsonb language plpgsql security definer set search_path = '' as $$
+) returns jsonb language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   result jsonb;
 begin
@@ -361,7 +364,7 @@ end $$;
 
 create or replace function public.supabase_resilience_queue_dead_letters(
   queue_name text, at_most integer
-) returns jsonb language plpgsql stable security definer set search_path = '' as $$
+) returns jsonb language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
 declare
   result jsonb;
 begin
@@ -379,7 +382,7 @@ end $$;
 -- the queue itself. False when there is none; copies of the same job go with it.
 create or replace function public.supabase_resilience_queue_replay(
   queue_name text, id text, lanes jsonb
-) returns boolean language plpgsql security definer set search_path = '' as $$
+) returns boolean language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   letter jsonb;
   ours jsonb;
@@ -418,7 +421,7 @@ begin
 end $$;
 
 create or replace function public.supabase_resilience_queue_purge_dead_letters(queue_name text)
-returns bigint language plpgsql security definer set search_path = '' as $$
+returns bigint language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   result bigint;
 begin
@@ -436,7 +439,7 @@ end $$;
 
 -- Per queue: how many can be taken now, how many cannot, and for how long the first has been ready.
 create or replace function public.supabase_resilience_queue_metrics(queues text[]) returns jsonb
-language plpgsql stable security definer set search_path = '' as $$
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
 declare
   result jsonb := '{}';
   measured jsonb;
@@ -456,7 +459,15 @@ begin
   return result;
 end $$;
 
--- Supabase lets every role call what is made in public, so that has to be taken back.
+-- PostgreSQL lets every role call what is made, and Supabase says so for each one, so that has to be
+-- taken back. The priorities are what whoever adds a message has to compute, for the index.
+revoke all on function
+  supabase_resilience.queue_table, supabase_resilience.job_envelope, supabase_resilience.job_message,
+  supabase_resilience.job_priority, supabase_resilience.is_waiting, supabase_resilience.claim_key,
+  supabase_resilience.release_keys, supabase_resilience.add_jobs, supabase_resilience.settle_jobs,
+  supabase_resilience.take_jobs
+  from public, anon, authenticated, service_role;
+grant execute on function supabase_resilience.job_priority to public;
 do $$
 declare
   callable regprocedure;

@@ -5,6 +5,8 @@
 -- service_role may call the functions.
 
 create schema if not exists supabase_resilience;
+revoke all on schema supabase_resilience from public, anon, authenticated;
+revoke create on schema supabase_resilience from service_role;
 
 create table if not exists supabase_resilience.leases (
   name text primary key,

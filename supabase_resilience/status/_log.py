@@ -8,12 +8,11 @@ import logging
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 from supabase_resilience import _clock
 from supabase_resilience._checks import check_count
-from supabase_resilience.events import Event, RetryScheduled
+from supabase_resilience.events import Event, Plain, RetryScheduled, facts_of
 
 __all__ = ["EventLog", "Failure", "LoggedEvent"]
 
@@ -28,7 +27,7 @@ class LoggedEvent:
     at: float
     name: str
     severity: int
-    facts: Mapping[str, Any]
+    facts: Mapping[str, Plain]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +65,7 @@ class EventLog:
         now, why = _clock.wall(), _why(event)
         if why is None and event.severity < self._level:
             return
-        facts = {field.name: getattr(event, field.name) for field in fields(event)}
+        facts = facts_of(event)
         with self._lock:
             if event.severity >= self._level:
                 self._events.append(LoggedEvent(now, event.name, event.severity, facts))
@@ -101,5 +100,5 @@ def _why(event: Event) -> str | None:
     return error
 
 
-def _subject(facts: Mapping[str, Any]) -> str:
+def _subject(facts: Mapping[str, Plain]) -> str:
     return next((str(facts[each]) for each in _SUBJECTS if each in facts), "")

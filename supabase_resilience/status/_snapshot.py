@@ -106,11 +106,7 @@ def _events(log: EventLog) -> list[dict[str, Any]]:
             "at": each.at,
             "name": each.name,
             "severity": logging.getLevelName(each.severity).lower(),
-            "facts": {key: _fact(value) for key, value in each.facts.items()},
+            "facts": {key: _plain(value) for key, value in each.facts.items()},
         }
         for each in log.events()
     ]
-
-
-def _fact(value: Any) -> Any:
-    return _plain(value) if isinstance(value, str | int | float | None) else str(value)

@@ -74,11 +74,11 @@ class Rule:
                 raise TypeError(f"{argument} must not be a coroutine function: nobody awaits it")
         if severity not in {"error", "warning"}:
             raise ValueError(f"severity must be 'error' or 'warning', got {severity!r}")
-        self.name = name
-        self.check = check
-        self.violates = violates
-        self.fix = fix
-        self.guard = _checked_guard(guard)
+        self.name: str = name
+        self.check: Callable[[dict[str, Any]], Any] | type[BaseModel] | None = check
+        self.violates: Callable[[Any], Any] | None = violates
+        self.fix: Callable[[dict[str, Any]], Any] | None = fix
+        self.guard: tuple[str, ...] | None = _checked_guard(guard)
         self.severity: Severity = severity
 
     def __repr__(self) -> str:

@@ -341,20 +341,14 @@ def run_tasks(effort: Effort, everybody: list[Candidate]) -> None:
 
 def run_protect(effort: Effort) -> dict[str, float]:
     """How much longer a whole query takes on an in-memory transport, by colour."""
-    protect.ROUNDS = min(protect.ROUNDS, 10 * effort.rounds)
+    rounds = min(protect.ROUNDS, 10 * effort.rounds)
     with no_garbage_collection():
-        colours = {"sync": protect.measure_sync(), "async": asyncio.run(protect.measure_async())}
-    print("\n### A whole query: a protected client against the bare one\n")
-    print("| select().eq().execute() | bare µs | protected µs | fastest round | median round |")
-    print("|---|---:|---:|---:|---:|")
-    for colour, times in colours.items():
-        protect.show(colour, times)
-    return {
-        colour: statistics.median(
-            ours / bare for ours, bare in zip(times["protected"], times["bare"], strict=True)
-        )
-        for colour, times in colours.items()
-    }
+        colours = {
+            "sync": protect.measure_sync(rounds),
+            "async": asyncio.run(protect.measure_async(rounds)),
+        }
+    protect.show(colours)
+    return protect.ratios(colours)
 
 
 def main() -> None:

@@ -172,7 +172,9 @@ def main() -> None:
         show(colour, times)
     show_judged(
         [
-            at_most(f"{colour}: {name}", bar, ratio(times[name], times[NONE]), digits=3)
+            at_most(
+                f"{colour} query, x no hook: {name}", bar, ratio(times[name], times[NONE]), digits=3
+            )
             for colour, times in results.items()
             for name, bar in BARS.items()
         ]

@@ -4,14 +4,15 @@
 a noisy machine; the table shows the fastest round and the median of all.
 """
 
+import argparse
 import asyncio
 import gc
-import statistics
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import httpx
+from judged import at_most, ratio, show_judged, show_table
 from supabase import AsyncClientOptions, ClientOptions, acreate_client, create_client
 
 from supabase_resilience import protect
@@ -29,7 +30,7 @@ def query(client: Any) -> Any:
     return client.table("profiles").select("*").eq("id", 1).execute()
 
 
-def measure_sync() -> Times:
+def measure_sync(rounds: int) -> Times:
     session = httpx.Client(transport=httpx.MockTransport(answer))
     bare = create_client(URL, KEY, ClientOptions(httpx_client=session))
 
@@ -37,10 +38,10 @@ def measure_sync() -> Times:
         for _ in range(QUERIES):
             query(client)
 
-    return interleave(run, bare, protect(bare))
+    return interleave(run, bare, protect(bare), rounds)
 
 
-async def measure_async() -> Times:
+async def measure_async(rounds: int) -> Times:
     session = httpx.AsyncClient(transport=httpx.MockTransport(answer))
     bare = await acreate_client(URL, KEY, AsyncClientOptions(httpx_client=session))
 
@@ -48,13 +49,13 @@ async def measure_async() -> Times:
         for _ in range(QUERIES):
             await query(client)
 
-    return await interleave_async(run, bare, protect(bare))
+    return await interleave_async(run, bare, protect(bare), rounds)
 
 
-def interleave(run: Callable[[Any], None], bare: Any, protected: Any) -> Times:
+def interleave(run: Callable[[Any], None], bare: Any, protected: Any, rounds: int) -> Times:
     times: Times = {"bare": [], "protected": []}
     run(bare), run(protected)
-    for number in range(ROUNDS):
+    for number in range(rounds):
         pair = [("bare", bare), ("protected", protected)]
         for name, client in pair if number % 2 else reversed(pair):
             begun = time.perf_counter()
@@ -64,11 +65,11 @@ def interleave(run: Callable[[Any], None], bare: Any, protected: Any) -> Times:
 
 
 async def interleave_async(
-    run: Callable[[Any], Awaitable[None]], bare: Any, protected: Any
+    run: Callable[[Any], Awaitable[None]], bare: Any, protected: Any, rounds: int
 ) -> Times:
     times: Times = {"bare": [], "protected": []}
     await run(bare), await run(protected)
-    for number in range(ROUNDS):
+    for number in range(rounds):
         pair = [("bare", bare), ("protected", protected)]
         for name, client in pair if number % 2 else reversed(pair):
             begun = time.perf_counter()
@@ -77,21 +78,44 @@ async def interleave_async(
     return times
 
 
-def show(colour: str, times: Times) -> None:
-    bare, protected = times["bare"], times["protected"]
-    ratio = statistics.median(p / b for b, p in zip(bare, protected, strict=True))
-    print(
-        f"| {colour} | {min(bare) * 1e6:.1f} | {min(protected) * 1e6:.1f} "
-        f"| {min(protected) / min(bare):.3f} | {ratio:.3f} |"
+def show(colours: dict[str, Times]) -> None:
+    rows = [
+        (
+            colour,
+            f"{min(times['bare']) * 1e6:.1f}",
+            f"{min(times['protected']) * 1e6:.1f}",
+            f"{min(times['protected']) / min(times['bare']):.3f}",
+            f"{ratio(times['protected'], times['bare']):.3f}",
+        )
+        for colour, times in colours.items()
+    ]
+    head = (
+        "select().eq().execute()",
+        "bare µs",
+        "protected µs",
+        "fastest round",
+        "median round",
     )
+    show_table("A whole query: a protected client against the bare one", head, rows)
+
+
+def ratios(colours: dict[str, Times]) -> dict[str, float]:
+    return {colour: ratio(times["protected"], times["bare"]) for colour, times in colours.items()}
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    rounds = parser.parse_args().rounds
     gc.disable()
-    print("| select().eq().execute() | bare µs | protected µs | fastest round | median round |")
-    print("|---|---:|---:|---:|---:|")
-    show("sync", measure_sync())
-    show("async", asyncio.run(measure_async()))
+    colours = {"sync": measure_sync(rounds), "async": asyncio.run(measure_async(rounds))}
+    show(colours)
+    show_judged(
+        [
+            at_most(f"protect, {colour}, x bare", 1.03, here, digits=3)
+            for colour, here in ratios(colours).items()
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -239,7 +239,7 @@ async def run_priority(stock: LocalSupabase, migrated: LocalSupabase, effort: Ef
         for name, order in shown.items()
         for line in (
             at_most(f"usual jobs before the urgent, {name}", two_rounds, order.before, digits=0),
-            at_least(f"share of the lowest meanwhile, {name}", 0.05, order.share),
+            at_least(f"share of the lowest meanwhile, {name}", 0.05, order.share, digits=3),
         )
     ]
 

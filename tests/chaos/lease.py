@@ -101,6 +101,7 @@ def report(books: Books, first: Worker, second: Worker, left: int) -> list[Line]
     counted = sum(each["lost_leases"] for each in first.said("ends"))
     duplicates, by_read_ct, *_ = books.duplicates()
     return [
+        info("leases taken away", 1),
         exactly("told by the first worker", 1, len(first.said("job.lease_lost"))),
         exactly("counted by the first worker", 1, counted),
         exactly("messages its late acknowledgement left alone", 1, left),

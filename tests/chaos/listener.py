@@ -8,13 +8,14 @@ written and where faults fall.
 import argparse
 import sys
 from collections.abc import Callable
+from functools import partial
 
 import listener_calm
 import listener_chaos
 import listener_handlers
 import listener_heal
 import listener_sink
-from report import Line, show
+from report import Line, played, show
 
 
 def faults(given: argparse.Namespace, seed: int) -> list[Line]:
@@ -115,7 +116,7 @@ def main() -> None:
     is_met = True
     for seed in range(given.seed, given.seed + given.seeds):
         for scenario in SCENARIOS if given.scenario == "all" else (given.scenario,):
-            lines = SCENARIOS[scenario](given, seed)
+            lines = played(partial(SCENARIOS[scenario], given, seed))
             show(f"{scenario}, seed {seed}", lines)
             is_met = is_met and all(line.is_met for line in lines)
     sys.exit(0 if is_met else 1)

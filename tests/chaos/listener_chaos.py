@@ -245,7 +245,8 @@ class Storm:
         ]
 
     def _show_faults(self) -> None:
-        print("\n| fault | struck | healed after s: median | slowest | |\n|---|---:|---:|---:|---|")
+        print(f"\n### Each fault of seed {self._plan.seed}\n")
+        print("| fault | struck | healed after s: median | slowest | |\n|---|---:|---:|---:|---|")
         for kind, count in sorted(self._struck.items()):
             known = [heal.seconds for heal in self._watch.heals if heal.kind == kind]
             times = [seconds for seconds in known if seconds is not None]

@@ -9,12 +9,13 @@ import argparse
 import itertools
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import lease
 import rolling
 import storm
-from report import Line, show
+from report import Line, played, show
 
 SCENARIOS, MODES, COLOURS = ("storm", "sigterm", "lease"), ("stock", "migrated"), ("sync", "async")
 
@@ -95,7 +96,7 @@ def main() -> None:
         chosen(given.mode, MODES),
         chosen(given.colour, COLOURS),
     ):
-        lines = play(scenario, mode, colour, given)
+        lines = played(partial(play, scenario, mode, colour, given))
         show(f"{scenario}, {mode}, {colour}, seed {given.seed}", lines)
         is_met = is_met and all(line.is_met for line in lines)
     sys.exit(0 if is_met else 1)

@@ -1,6 +1,7 @@
 """What a run found: each line with the value that it must have, or for information."""
 
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 
@@ -24,6 +25,16 @@ def at_most(measure: str, limit: float, here: float) -> Line:
 
 def info(measure: str, here: object) -> Line:
     return Line(measure=measure, must="", here=text(here))
+
+
+def played(play: Callable[[], list[Line]]) -> list[Line]:
+    """What it found; when it broke off, a line that says so, and the other scenarios go on."""
+    try:
+        return play()
+    except Exception as error:  # noqa: BLE001 - told in the table, and in full on stderr
+        traceback.print_exc()
+        why = f"{type(error).__name__}: {error}".splitlines()[0].replace("|", "/")
+        return [Line(measure="played to its end", must="yes", here=why, is_met=False)]
 
 
 def text(value: object) -> str:

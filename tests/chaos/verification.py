@@ -9,13 +9,14 @@ import argparse
 import itertools
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import verification_crash as crash
 import verification_lease as lease
 import verification_outage as outage
 import verification_race as race
-from report import Line, show
+from report import Line, played, show
 
 SCENARIOS = ("race", "control", "lease", "outage", "crash")
 COLOURS = ("sync", "async")
@@ -90,7 +91,7 @@ def main() -> None:
     for scenario, colour in itertools.product(
         chosen(given.scenario, SCENARIOS), chosen(given.colour, COLOURS)
     ):
-        lines = play(scenario, colour, given)
+        lines = played(partial(play, scenario, colour, given))
         show(f"{scenario}, {colour}, seed {given.seed}", lines)
         is_met = is_met and all(line.is_met for line in lines)
     sys.exit(0 if is_met else 1)

@@ -79,6 +79,7 @@ class Scene:
         self._holder.thaw()
         frozen = self._holder.end()
         return [
+            info("verifiers frozen", 1),
             exactly("fixes by the frozen one before it was frozen", before, begun - 1),
             exactly(
                 "its fix in flight that arrived late, and was refused by its token", 1, refused

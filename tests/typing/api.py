@@ -3,6 +3,9 @@
 `mypy --strict` and pyright in strict mode read this file: each `assert_type` is a promise.
 """
 
+# As for mypy, so for pyright: an error that is expected here has to be one.
+# pyright: reportUnnecessaryTypeIgnoreComment=true
+
 from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Mapping
 from typing import assert_type
 
