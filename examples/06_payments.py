@@ -60,9 +60,9 @@ class Shop:
     def __init__(self, url: str, key: str, services: str, alerts: list[Event]) -> None:
         self.services = httpx.Client(base_url=services, timeout=2.0)  # the provider, and mail
         self.provider = CircuitBreaker("provider", failure_threshold=1, reset_timeout=0.5)
-        breaker = CircuitBreaker(reset_timeout=0.5)  # short, to see it; usually 30 s
-        self.supabase = supabase = protect(create_client(url, key), breaker=breaker)
         self.late = QueueProcessor(self.request)  # in memory: it dies with the process
+        breaker = CircuitBreaker(reset_timeout=0.5, on_close=self.late.resume)  # usually 30 s
+        self.supabase = supabase = protect(create_client(url, key), breaker=breaker)
         self.charges = queue_processor(supabase, "charges", self.charge, concurrency=4)
         self.payments = realtime_listener(supabase, "payments", recovery=Recovery.versioned())
         self.payments.on_change("customers", self.tell_customer)

@@ -28,7 +28,6 @@ from supabase_resilience import (
     Event,
     LiveTable,
     MemoryQueue,
-    ProtectedClient,
     QueueProcessor,
     Recovery,
     Resilience,
@@ -177,7 +176,13 @@ class App:
 class Badges:
     """The rest of the app: each fifth visit earns a badge, and a page shows all badges, live."""
 
-    def __init__(self, client: ProtectedClient) -> None:
+    def __init__(self, url: str, key: str) -> None:
+        self.breaker = CircuitBreaker(
+            reset_timeout=2.0,  # short, to see it; usually 30 s
+            on_close=self._go_on,
+            on_event=tell,
+        )
+        self.client = client = protect(create_client(url, key), breaker=self.breaker)
         self.queue = queue_processor(client, "badges", self._award, concurrency=2, on_event=tell)
         # While Supabase takes no jobs they wait in memory.
         self.late = QueueProcessor(self.queue.enqueue, store=MemoryQueue("late"), on_event=tell)
@@ -199,7 +204,6 @@ class Badges:
             grace=0.5,
             on_event=tell,
         )
-        self._client = client
         parts = (client, self.late, self.queue, self.listener, self.verification)
         self.app = Resilience(*parts, on_event=tell, check_every=0.25)
 
@@ -208,10 +212,15 @@ class Badges:
         if number % 5 == 0:
             self.late.enqueue({"id": number})
 
+    def _go_on(self) -> None:
+        """Supabase is back: what waited for it need not wait for the end of its break."""
+        self.late.resume()
+        self.queue.resume()
+
     def _award(self, badge: dict[str, Any]) -> None:
         """The queue's handler: done twice it is as good as once."""
         row = {**badge, "level": level_of(badge["id"])}
-        self._client.table("badges").upsert(row).execute()
+        self.client.table("badges").upsert(row).execute()
 
 
 def level_of(visit: int) -> str:
@@ -223,10 +232,11 @@ def level_of(visit: int) -> str:
 CALLS_PER_SECOND = 20
 # On a project of yours the demo writes into a table of its own, never into `profiles`.
 TABLE_OF_YOUR_PROJECT = "demo_profiles"
-SCHEMA = f"""
-create table profiles {COLUMNS};
-create table plain_profiles {COLUMNS};
+EARLIER = 15  # badges that are there before the demo begins, with negative numbers
+PROFILES = f"create table profiles {COLUMNS}; create table plain_profiles {COLUMNS};"
+BADGES = """
 create table badges (id int primary key, level text);
+insert into badges select -i, 'silver' from generate_series(1, 15) i;
 select pgmq.create('badges'), pgmq.create('badges_dead');
 """
 TOLD = {
@@ -335,8 +345,8 @@ class Watch:
         return self._badges.app.health().status
 
     def break_rows(self) -> None:
-        """What somebody's script does behind the app's back."""
-        rows = self._client.table("badges").update({"level": None}).lte("id", 75).execute().data
+        """What somebody's script does behind the app's back, to the badges of earlier days."""
+        rows = self._client.table("badges").update({"level": None}).lt("id", 0).execute().data
         self.broken = len(rows)
         say(f"--- a script breaks {self.broken} rows; Realtime is started only now ---")
 
@@ -358,7 +368,7 @@ class Watch:
 
     def lost(self) -> int:
         """Badges that were earned and are not there."""
-        return self.earned() - len(self._rows())
+        return self.earned() - (len(self._rows()) - EARLIER)
 
     def wrong(self) -> int:
         """Rows that the page shows otherwise than they are, or not at all."""
@@ -377,15 +387,13 @@ def migration(*arguments: str) -> str:
 
 def demo() -> None:
     logging.getLogger("realtime").setLevel(logging.CRITICAL)  # the listener tells it, too
-    schema = [SCHEMA, migration("queue"), migration("listener", "--table", "public.badges")]
-    breaker = CircuitBreaker(reset_timeout=2.0, on_event=tell)
-    with LocalSupabase(schema=schema) as local:
-        one, two = (create_client(local.url, local.secret_key) for _ in range(2))
-        client = protect(one, breaker=breaker)
-        badges = Badges(client)
+    migrations = [migration("queue"), migration("listener", "--table", "public.badges")]
+    with LocalSupabase(schema=[PROFILES, BADGES, *migrations]) as local:
+        badges = Badges(local.url, local.secret_key)
         watch = Watch(badges, create_client(local.url, local.secret_key))
-        protected = App("protect()", client, "profiles", badges)
-        plain = App("supabase-py alone", two, "plain_profiles")
+        protected = App("protect()", badges.client, "profiles", badges)
+        other = create_client(local.url, local.secret_key)
+        plain = App("supabase-py alone", other, "plain_profiles")
         traffic = Traffic([protected, plain], watch.tell_health)
         sickness = Sickness(local, traffic, [protected, plain])
         with badges.app:
@@ -398,7 +406,7 @@ def demo() -> None:
             late = [app.catch_up() for app in (protected, plain)]
             watch.settle()
             watch.tell_health()
-            summary(sickness, protected, plain, breaker, late)
+            summary(sickness, protected, plain, badges.breaker, late)
             summary_of_badges(badges, watch)
 
 
@@ -460,6 +468,7 @@ def summary(
 
 def summary_of_badges(badges: Badges, watch: Watch) -> None:
     row("jobs taken, also while Supabase was sick", watch.earned())
+    row("  of these handled", watch.earned() - watch.lost())
     row("jobs lost", watch.lost())
     row("changes missed by Realtime, and caught up", badges.listener.get_stats().caught_up)
     row("rows that the page shows wrong, or not", watch.wrong())

@@ -117,6 +117,16 @@ def test_the_page_is_read_back_as_it_was_written(evidence):
     assert evidence.page == page.write(TARGETS, page.read(evidence.page))
 
 
+def test_a_scenario_that_breaks_off_is_a_missed_line(monkeypatch, capsys):
+    """The scenarios after it are played all the same."""
+    monkeypatch.syspath_prepend(TESTS / "chaos")
+    report = import_module("report")
+    (line,) = report.played(lambda: int("ten"))
+    assert not line.is_met
+    assert "ValueError: invalid literal for int() with base 10: 'ten'" == line.here
+    assert "Traceback" in capsys.readouterr().err
+
+
 def test_each_command_of_the_page_can_be_run_again():
     """Every program is a target of the Makefile, and is given its ARGS."""
     for program in import_module("evidence").PROGRAMS:

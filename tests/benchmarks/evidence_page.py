@@ -23,7 +23,8 @@ What the package costs, beside its peers, and what it keeps while servers and pr
 next run. Each line can be run again with the command beside it, and `make bench ONLY=queue` or
 `make chaos ONLY=queue` runs one program again and replaces its section here. All comparisons are
 of one run on one machine, in which both sides take turns: ratios carry over to other machines,
-times do not.
+times do not. `make bench-breaker` and `make bench-queue` measure in environments of their own, with
+the newest versions that are allowed.
 """
 
 

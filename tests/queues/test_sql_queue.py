@@ -131,7 +131,7 @@ def test_the_service_role_may_call_all_of_it(migrated):
     for name, signature, is_definer, settings in functions:
         query = "select has_function_privilege('service_role', %s, 'execute')"
         assert (True,) == migrated.execute(query, [signature]).fetchone()
-        assert (True, ['search_path=pg_catalog, pg_temp']) == (is_definer, settings), name
+        assert (True, ["search_path=pg_catalog, pg_temp"]) == (is_definer, settings), name
     assert len({name for name, *_ in functions}) == len(functions)
 
 
