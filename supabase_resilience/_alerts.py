@@ -32,7 +32,7 @@ class Alert:
     """Tell once when `when(stats)` has been true for `hold` seconds, and once when it is over.
 
     ```python
-    Alert("orders", when=lambda stats: stats["verification:orders"].problem_count > 100, hold=60)
+    Alert("orders", when=lambda stats: stats["verification:orders"].open > 100, hold=60)
     ```
 
     - `stats` is what `Resilience.get_stats()` returns; the condition is looked at every
