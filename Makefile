@@ -11,12 +11,12 @@ demo: .venv/ready
 
 # Four at a time, a file each: most tests wait for a server or a process, not for the processor.
 test: .venv/ready
-	$(BIN)/python -m pytest -q -n 4 --dist loadfile
+	$(BIN)/python -m pytest -q -n 4 --dist loadfile --no-loadscope-reorder
 
 # The same with branch coverage; about twice as long. A process that is forked beside busy threads
 # may find a lock of coverage itself taken, for ever.
 coverage: .venv/ready
-	$(BIN)/python -m pytest -q -n 4 --dist loadfile --cov --cov-report=term \
+	$(BIN)/python -m pytest -q -n 4 --dist loadfile --no-loadscope-reorder --cov --cov-report=term \
 	  --deselect tests/test_fork.py::test_fork_amid_busy_threads
 	@rm -f .coverage .coverage.*
 
