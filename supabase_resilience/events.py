@@ -698,9 +698,13 @@ def log_event(event: Event) -> None:
     if isinstance(event, _COUNTED_ONLY) or not _logger.isEnabledFor(event.severity):
         return
     facts = facts_of(event)
-    text = " ".join(f"{key}={value!r}" for key, value in facts.items())
+    text = " ".join(f"{key}={_short(value)}" for key, value in facts.items())
     extra = {"event": event.name, "resilience": facts}
     _logger.log(event.severity, "%s %s", event.name, text, extra=extra)
+
+
+def _short(value: Plain) -> str:
+    return repr(round(value, 3) if isinstance(value, float) else value)
 
 
 def facts_of(event: Event) -> dict[str, Plain]:

@@ -257,6 +257,15 @@ def test_change_of_state_is_logged(
     assert parts["resilience"] == json.loads(json.dumps(parts["resilience"]))
 
 
+def test_seconds_are_told_to_the_millisecond(caplog: pytest.LogCaptureFixture) -> None:
+    """By the message; the record has them as they are."""
+    with caplog.at_level(logging.DEBUG, LOGGER):
+        log_event(CircuitClosed(breaker="db", seconds=2 / 3))
+    [record] = caplog.records
+    assert record.getMessage().endswith("seconds=0.667")
+    assert 2 / 3 == vars(record)["resilience"]["seconds"]
+
+
 def test_only_plain_values_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     """What an event of somebody else's holds beside them might be a row."""
 
