@@ -3,17 +3,16 @@
 No I/O and no clock: whoever looks brings the numbers and the time.
 """
 
-import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from supabase_resilience._checks import check_callable, check_number, check_optional, check_text
+from supabase_resilience._telling import logger
 from supabase_resilience.events import AlertCleared, AlertFired, Hook
 
 __all__ = ["Alert", "AlertBook", "Statistics"]
 
-_logger = logging.getLogger("supabase_resilience")
 Statistics = Mapping[str, Any]
 Condition = Callable[[Statistics], object]
 
@@ -130,7 +129,7 @@ class _Watch:
         except Exception:
             if not self._was_told_broken:
                 self._was_told_broken = True
-                _logger.exception("the condition of alert %r failed", self.alert.name)
+                logger.exception("the condition of alert %r failed", self.alert.name)
             return None
         self._was_told_broken = False
         return is_so

@@ -8,6 +8,7 @@ logged and changes nothing.
 
 import inspect
 import logging
+import sys
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import TracebackType
@@ -24,6 +25,7 @@ __all__ = [
     "Attributes",
     "Hooks",
     "Span",
+    "logger",
     "show",
     "span_of",
     "spanned",
@@ -41,12 +43,37 @@ Handler = TypeVar("Handler", bound=Callable[..., Any])
 _logger = logging.getLogger("supabase_resilience")
 
 
+_UNSAID = "(its message is not logged: it may hold a row)"
+
+
+class _DiscreetLogger:
+    """Logs where an error of a function of the app's came from and its type, never its message.
+
+    That may have a row in it, as may the error because of which the function was called.
+    """
+
+    def exception(self, said: str, *given: object) -> None:
+        """Log the error that is being handled."""
+        error = sys.exception()
+        _logger.error(said, *given, exc_info=error and _unsaid(error), stacklevel=2)
+
+
+logger = _DiscreetLogger()
+
+
+def _unsaid(error: BaseException) -> BaseException:
+    """An error of the same name and place that says nothing and came from nothing."""
+    kind = type(error)
+    made = type(kind.__name__, (Exception,), {"__module__": kind.__module__})(_UNSAID)
+    return cast("BaseException", made.with_traceback(error.__traceback__))
+
+
 def tell(hook: Hook, event: Event) -> None:
     """Tell the hook; what it raises is logged."""
     try:
         hook(event)
     except Exception:
-        _logger.exception("on_event failed for %s", event.name)
+        logger.exception("on_event failed for %s", event.name)
 
 
 class Hooks:
@@ -84,7 +111,7 @@ def show(hook: Hook, stats: Mapping[str, Any]) -> None:
         try:
             observe(stats)
         except Exception:
-            _logger.exception("on_event failed to observe the statistics")
+            logger.exception("on_event failed to observe the statistics")
 
 
 def _nested(spans: list[Span]) -> Span:
@@ -124,7 +151,7 @@ class _Safe(AbstractContextManager[None]):
             made.__enter__()
             self._made = made
         except Exception:
-            _logger.exception("a span of %s failed", self._name)
+            logger.exception("a span of %s failed", self._name)
 
     def __exit__(
         self,
@@ -138,7 +165,7 @@ class _Safe(AbstractContextManager[None]):
             self._made.__exit__(kind, error, traceback)
         except Exception as failure:
             if failure is not error:
-                _logger.exception("a span of %s failed", self._name)
+                logger.exception("a span of %s failed", self._name)
 
 
 def spanned(

@@ -8,7 +8,6 @@ permit and counts itself on an atomic counter.
 
 import inspect
 import itertools
-import logging
 import os
 import threading
 from collections.abc import Awaitable, Callable
@@ -23,6 +22,7 @@ from supabase_resilience._checks import check_callable, check_number, check_opti
 from supabase_resilience._circuit import Circuit, CircuitSettings, Permit, State
 from supabase_resilience._decorate import Guard, decorate
 from supabase_resilience._failure_table import SUCCESS
+from supabase_resilience._telling import logger
 from supabase_resilience.errors import CircuitOpenError
 from supabase_resilience.events import (
     CallRefused,
@@ -43,7 +43,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 Fallback = Callable[[CircuitOpenError], T]
 
-_logger = logging.getLogger("supabase_resilience")
 _DEFAULT_CLASSIFY = classify
 # What most functions return; to ask other types costs more than the rest of a call.
 _PLAIN_TYPES = frozenset({bool, int, float, str, bytes, list, tuple, dict, set})
@@ -524,7 +523,7 @@ class CircuitBreaker:
                 if hook is not None:
                     hook()
             except Exception:
-                _logger.exception("a hook failed on %s", event.name)
+                logger.exception("a hook failed on %s", event.name)
 
 
 def _never_raising(
@@ -538,7 +537,7 @@ def _never_raising(
             if not isinstance(meaning, Classification):
                 raise TypeError(f"classify must return a Classification, got {meaning!r}")  # noqa: TRY301
         except Exception:
-            _logger.exception("classify failed; the built-in one is asked instead")
+            logger.exception("classify failed; the built-in one is asked instead")
             return _DEFAULT_CLASSIFY(outcome)
         return meaning
 

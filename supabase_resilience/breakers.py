@@ -5,7 +5,6 @@ is down: refusing all queries for it would be an outage of our own making. Conne
 say the reverse. So each failure goes to the circuit of its scope.
 """
 
-import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from supabase_resilience import _clock
 from supabase_resilience._checks import check_callable, check_count
 from supabase_resilience._circuit import Permit
 from supabase_resilience._requests import Target, by_table
+from supabase_resilience._telling import logger
 from supabase_resilience.breaker import BreakerStats, CircuitBreaker, State
 from supabase_resilience.errors import CircuitOpenError
 from supabase_resilience.events import Hook
@@ -22,8 +22,6 @@ from supabase_resilience.failures import Classification, Outcome
 from supabase_resilience.trip import FailureRate
 
 __all__ = ["BreakerOptions", "BreakersStats", "CircuitBreakers"]
-
-_logger = logging.getLogger("supabase_resilience")
 
 
 class BreakerOptions(TypedDict, total=False):
@@ -152,7 +150,7 @@ class CircuitBreakers:
             key = self.key(target)
             hash(key)
         except Exception:
-            _logger.exception("key failed; the call has no circuit but the project's")
+            logger.exception("key failed; the call has no circuit but the project's")
             return None
         return key
 

@@ -60,7 +60,7 @@ from supabase_resilience._failure_table import (
 )
 from supabase_resilience.errors import CircuitOpenError
 
-__all__ = ["Applied", "Classification", "Outcome", "Scope", "Verdict", "classify"]
+__all__ = ["Applied", "Classification", "Outcome", "Scope", "Verdict", "classify", "words_of"]
 
 Outcome = BaseException | httpx.Response
 
@@ -79,6 +79,22 @@ def classify(outcome: Outcome) -> Classification:
     if isinstance(outcome, APIError):
         return _of_error(_spoken_in(outcome))
     return _of_exception(outcome)
+
+
+# PostgREST's, and PostgreSQL's where it speaks of the schema, a role or the server, not of data.
+_NAMES_ONLY = re.compile(r"PGRST(?!100)|(08|25|26|28|34|3D|3F|42|53|54|55|57|58)...")
+
+
+def words_of(error: APIError) -> str:
+    """What it says, for logs and pages; its code and what that means where it may quote a value.
+
+    PostgreSQL quotes what it cannot read (class 22), and `RAISE` says what it is told to say.
+    """
+    code = _text(error.code)
+    if _NAMES_ONLY.match(code):
+        return _text(error.message) or code
+    reason = classify(error).reason
+    return f"{reason} ({code})" if code and code not in reason else reason
 
 
 # --- reading an outcome -------------------------------------------------------------------------

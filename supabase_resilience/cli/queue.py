@@ -26,6 +26,7 @@ from supabase_resilience import (
     protect,
 )
 from supabase_resilience.cli._table import table
+from supabase_resilience.failures import words_of
 
 __all__ = ["register"]
 
@@ -91,11 +92,17 @@ def _run(options: argparse.Namespace) -> int:
         with _project() as client:
             return int(act(client, SupabaseQueue(client, options.name), options))
     except (APIError, httpx.HTTPError) as error:
-        said = error.message if isinstance(error, APIError) else str(error)
-        _complain(f"Supabase did not do it: {classify(error).reason} ({said})")
+        _complain(f"Supabase did not do it: {_said(error)}")
     except (ResilienceError, SupabaseException) as error:
         _complain(str(error))
     return 1
+
+
+def _said(error: Exception) -> str:
+    """Without what PostgreSQL may quote of the data."""
+    if isinstance(error, APIError):
+        return words_of(error)
+    return f"{classify(error).reason} ({error})"
 
 
 def _complain(text: str) -> None:

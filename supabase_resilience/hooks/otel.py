@@ -3,7 +3,6 @@
 It knows the API only; which SDK collects, and where it sends, is the app's choice.
 """
 
-import logging
 import os
 from collections import deque
 from collections.abc import Iterable
@@ -13,7 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from supabase_resilience._clock import monotonic
-from supabase_resilience._telling import Attributes
+from supabase_resilience._telling import Attributes, logger
 from supabase_resilience.events import Event
 from supabase_resilience.hooks._looks import Looks, Statistics
 from supabase_resilience.hooks._metrics import (
@@ -48,7 +47,6 @@ __all__ = ["OpenTelemetryHook"]
 # An empty one would be taken for that of whoever hands it over.
 _NOTHING_AROUND = Context({NAMESPACE: None})
 _ERROR = Status(StatusCode.ERROR)
-_logger = logging.getLogger("supabase_resilience")
 _FAILED = "the span of %s failed"
 _AT_ONCE = 64
 _SUFFIXES = ("_total", "_seconds", "_ratio")
@@ -242,7 +240,7 @@ class _Block(AbstractContextManager[None]):
                 span = self._span = self._tracer.start_span(self._name, attributes=facts)
                 self._token = context.attach(trace.set_span_in_context(span))
         except Exception:
-            _logger.exception(_FAILED, self._name)
+            logger.exception(_FAILED, self._name)
         self._began = monotonic()
 
     def __exit__(
@@ -254,7 +252,7 @@ class _Block(AbstractContextManager[None]):
         try:
             self._end(kind, monotonic() - self._began)
         except Exception:
-            _logger.exception(_FAILED, self._name)
+            logger.exception(_FAILED, self._name)
 
     def _end(self, kind: type[BaseException] | None, seconds: float) -> None:
         span = self._span

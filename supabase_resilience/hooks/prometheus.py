@@ -4,7 +4,6 @@ Plain counters, gauges and histograms, no collector that asks at scrape time: on
 gunicorn runs the app in several processes.
 """
 
-import logging
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -12,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from supabase_resilience._clock import monotonic
-from supabase_resilience._telling import Attributes
+from supabase_resilience._telling import Attributes, logger
 from supabase_resilience.events import Event
 from supabase_resilience.hooks._looks import Looks, Statistics
 from supabase_resilience.hooks._metrics import (
@@ -44,7 +43,6 @@ except ImportError as _missing:
 __all__ = ["PrometheusHook"]
 
 Instrument = Counter | Gauge | Histogram
-_logger = logging.getLogger("supabase_resilience")
 _NOT_MEASURED = "%s could not be measured"
 _MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
 
@@ -101,7 +99,7 @@ class PrometheusHook:
             timers = self._of_span.get(name)
             return _UNMEASURED if timers is None else timers.start(attributes)
         except Exception:
-            _logger.exception(_NOT_MEASURED, name)
+            logger.exception(_NOT_MEASURED, name)
             return _UNMEASURED
 
     def observe(self, stats: Statistics) -> None:
@@ -203,7 +201,7 @@ class _Timer(AbstractContextManager[None]):
         try:
             self._ends[kind is not None](monotonic() - self._began)
         except Exception:  # a full disk, where several processes share files
-            _logger.exception(_NOT_MEASURED, "a span")
+            logger.exception(_NOT_MEASURED, "a span")
 
 
 class _Unmeasured(AbstractContextManager[None]):

@@ -4,13 +4,12 @@ Both public classes drive it: the async one on the caller's loop, the sync one o
 """
 
 import asyncio
-import logging
 from collections.abc import Callable, Coroutine
 from typing import Any, Literal
 
 from supabase_resilience._clock import Clock, monotonic
 from supabase_resilience._identity import Identity
-from supabase_resilience._telling import tell
+from supabase_resilience._telling import logger, tell
 from supabase_resilience.errors import CircuitOpenError, ListenerError, ResilienceError
 from supabase_resilience.events import Event
 from supabase_resilience.listener._changes import Change, Shape
@@ -35,7 +34,6 @@ __all__ = ["Engine", "Handler", "require_recovery"]
 
 Handler = Callable[[Change], Any]
 Way = Literal["task", "thread"]
-_logger = logging.getLogger("supabase_resilience")
 _RESTART_AFTER = 1.0
 _SAVE_EVERY = 1.0
 
@@ -386,7 +384,7 @@ class Engine:
             try:
                 await work()
             except Exception:
-                _logger.exception("the listener's %s failed and begins anew", name)
+                logger.exception("the listener's %s failed and begins anew", name)
             await asyncio.sleep(_RESTART_AFTER)
 
     def _spawn_runner(self, name: str, runner: Runner) -> None:

@@ -7,7 +7,6 @@ inside its receive loop, where an exception ends all reception; so ours only han
 
 import asyncio
 import contextlib
-import logging
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,12 +15,12 @@ from typing import Any, cast
 from realtime import AsyncRealtimeClient, RealtimeSubscribeStates
 from realtime.types import RealtimeAcknowledgementStatus as Answer
 
+from supabase_resilience._telling import logger
 from supabase_resilience.listener._changes import Shape
 from supabase_resilience.listener._refusals import Refusal, of_handshake, of_realtime
 
 __all__ = ["Binding", "Generation"]
 
-_logger = logging.getLogger("supabase_resilience")
 _ANSWER_WITHIN = 10
 _GOODBYE_WITHIN = 1.0
 _READY = "Subscribed to PostgreSQL"
@@ -135,7 +134,7 @@ class Generation:
         try:
             self._on_change(payload)
         except Exception:
-            _logger.exception("a change could not be handed on; the connection is made anew")
+            logger.exception("a change could not be handed on; the connection is made anew")
             self.end(Refusal("passing", "a change could not be handed on"))
 
     def _told(self, payload: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 from postgrest.exceptions import APIError
 
-from supabase_resilience.failures import classify
+from supabase_resilience.failures import classify, words_of
 from supabase_resilience.listener._changes import Shape
 from supabase_resilience.listener._passes import migration_command
 
@@ -105,12 +105,12 @@ def of_api(error: Exception, shape: Shape, level: str) -> Refusal:
     """What an error of a catch-up means."""
     if not isinstance(error, APIError):
         return Refusal("passing", type(error).__name__)
-    meaning, code, text = classify(error), error.code or "", error.message or ""
+    meaning, code, text = classify(error), error.code or "", words_of(error)
     if meaning.verdict == "blocked" or code in _TOKEN_CODES or "JWT" in text:
-        return Refusal("token", text or meaning.reason, _FRESH)
+        return Refusal("token", text, _FRESH)
     remedy = None if meaning.is_outage else _remedy(code, text, shape, level)
     if remedy is None:
-        return Refusal("passing", text or meaning.reason)
+        return Refusal("passing", text)
     return Refusal("permanent", text, remedy)
 
 

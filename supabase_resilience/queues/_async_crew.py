@@ -3,12 +3,12 @@
 import asyncio
 import contextvars
 import inspect
-import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple, cast
 
 from supabase_resilience._checks import is_async
 from supabase_resilience._handler_threads import HandlerThreads
+from supabase_resilience._telling import logger
 from supabase_resilience.errors import HandlerTimeoutError, QueueError
 from supabase_resilience.queues._async_parking import AsyncParking
 from supabase_resilience.queues._core import Core
@@ -17,7 +17,6 @@ from supabase_resilience.queues._jobs import Job, Settlement, _current
 __all__ = ["AsyncCrew", "AsyncOnError", "AsyncTies"]
 
 AsyncOnError = Callable[[Exception, Job], object]
-_logger = logging.getLogger("supabase_resilience")
 # A handler that was canceled may still clean up for so many seconds.
 _GRACE = 1.0
 # Handlers that never wait would keep all other tasks of the loop waiting.
@@ -302,7 +301,7 @@ class AsyncCrew:
             if inspect.isawaitable(result):
                 await result
         except Exception:
-            _logger.exception("on_error failed for job %s of %r", job.id, job.queue)
+            logger.exception("on_error failed for job %s of %r", job.id, job.queue)
         except (KeyboardInterrupt, SystemExit) as end:  # it ends the process, but loses no job
             self._core.end_by(end)
 

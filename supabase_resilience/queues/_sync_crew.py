@@ -1,12 +1,12 @@
 """The threads that run handlers: who takes which job, and what happens to one that hangs."""
 
 import inspect
-import logging
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple, cast
 
+from supabase_resilience._telling import logger
 from supabase_resilience.errors import HandlerTimeoutError
 from supabase_resilience.queues._core import Core
 from supabase_resilience.queues._jobs import Job, Settlement, _current
@@ -15,7 +15,6 @@ from supabase_resilience.queues._parking import Parking
 __all__ = ["Crew", "OnError", "Ties", "Worker"]
 
 OnError = Callable[[Exception, Job], object]
-_logger = logging.getLogger("supabase_resilience")
 
 
 class Ties(NamedTuple):
@@ -210,7 +209,7 @@ class Crew:
         try:
             self._on_error(error, job)
         except Exception:
-            _logger.exception("on_error failed for job %s of %r", job.id, job.queue)
+            logger.exception("on_error failed for job %s of %r", job.id, job.queue)
         except BaseException as end:  # noqa: BLE001 - it ends the process, but loses no job
             self._core.end_by(end)
 

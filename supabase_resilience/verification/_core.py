@@ -9,7 +9,7 @@ from postgrest.exceptions import APIError
 
 from supabase_resilience._clock import Clock
 from supabase_resilience._queries import Condition, Rpc, Select
-from supabase_resilience.errors import VerificationError
+from supabase_resilience.errors import ResilienceError, VerificationError
 from supabase_resilience.events import (
     CursorNotSaved,
     Event,
@@ -19,6 +19,7 @@ from supabase_resilience.events import (
     PassResumed,
     PassStarted,
 )
+from supabase_resilience.failures import words_of
 from supabase_resilience.verification._commands import Count, Plan, Read
 from supabase_resilience.verification._lease import Lease
 from supabase_resilience.verification._paging import KeyRange
@@ -275,7 +276,7 @@ class Core:
         if error is self._ended_with:
             return
         self.counts.failed_passes += 1
-        self.tell(PassFailed(table=self.settings.name, reason=str(error) or type(error).__name__))
+        self.tell(PassFailed(table=self.settings.name, reason=_told(error) or type(error).__name__))
 
     def not_saved(self, error: Exception) -> None:
         """The place could not be kept; a restart now would repeat more than it has to."""
@@ -324,6 +325,7 @@ def _earlier(value: Any, overlap: float, column: str) -> Any:
 
 
 def _told(error: BaseException) -> str:
+    """What can be said of an error: a message that is not ours may quote a row."""
     if isinstance(error, APIError):
-        return error.message or error.code or ""
-    return str(error) if isinstance(error, VerificationError) else ""
+        return words_of(error)
+    return str(error) if isinstance(error, ResilienceError) else ""

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from postgrest.exceptions import APIError
 
 from supabase_resilience.errors import CircuitOpenError, VerificationError
-from supabase_resilience.failures import classify
+from supabase_resilience.failures import classify, words_of
 from supabase_resilience.verification._commands import Command, Write
 
 __all__ = ["Patience", "explained"]
@@ -56,4 +56,4 @@ def explained(error: Exception, table: str) -> Exception:
     }.get(error.code or "")
     if remedy is None:
         return error
-    return VerificationError(f"cannot verify {table}: {error.message}; {remedy}")
+    return VerificationError(f"cannot verify {table}: {words_of(error)}; {remedy}")
