@@ -105,13 +105,16 @@ def of_api(error: Exception, shape: Shape, level: str) -> Refusal:
     """What an error of a catch-up means."""
     if not isinstance(error, APIError):
         return Refusal("passing", type(error).__name__)
-    meaning, code, text = classify(error), error.code or "", words_of(error)
-    if meaning.verdict == "blocked" or code in _TOKEN_CODES or "JWT" in text:
-        return Refusal("token", text, _FRESH)
+    meaning, code, text = classify(error), error.code or "", error.message or ""
+    told = words_of(error)  # its message decides, but is not told where it may quote a row
+    if meaning.verdict == "blocked" or code in _TOKEN_CODES:
+        return Refusal("token", told, _FRESH)
+    if "JWT" in text:
+        return Refusal("token", "the token was refused", _FRESH)
     remedy = None if meaning.is_outage else _remedy(code, text, shape, level)
     if remedy is None:
-        return Refusal("passing", text)
-    return Refusal("permanent", text, remedy)
+        return Refusal("passing", told)
+    return Refusal("permanent", told, remedy)
 
 
 def _remedy(code: str, text: str, shape: Shape, level: str) -> str | None:
