@@ -139,6 +139,33 @@ def test_places_wait_for_each_other():
     assert 0.0 == intake.wait(free=2, settlements=0)
 
 
+def test_a_settlement_that_works_ends_the_wait_of_a_failure():
+    """Whoever answers it answers a read as well, so what failed counts no more."""
+    clock = FakeClock()
+    intake = Intake(1, clock)
+    for _ in range(3):
+        intake.failed(classify(ConnectionError()), is_urgent=False)
+    assert intake.pace.has_failed
+    intake.settled()
+    assert not intake.pace.has_failed
+    intake.freed()
+    assert pytest.approx(Intake.LINGER) == intake.wait(free=0, settlements=1)
+
+
+def test_the_last_that_were_done_are_known_and_no_more():
+    """The oldest is forgotten, by its id and by its key."""
+    recent = Recent(limit=2)
+    done = [Job(str(number), None, dedupe_key=f"k{number}") for number in range(3)]
+    for each in done:
+        each.sent_at, each.hidden_until = 10.0, 50.0
+        recent.add(each, 30.0)
+    assert [False, True, True] == [each in recent for each in done]
+    again = [Job(f"new{number}", None, dedupe_key=f"k{number}") for number in range(3)]
+    for each in again:
+        each.sent_at = 15.0
+    assert [False, True, True] == [each in recent for each in again]
+
+
 def test_nothing_is_told_in_a_loop_while_it_fails():
     """Settlements wait for the back-off, too."""
     intake = Intake(1, FakeClock())

@@ -12,7 +12,13 @@ from typing import Any
 
 import pytest
 
-from supabase_resilience import AsyncQueueProcessor, QueueError, QueueProcessor, current_job
+from supabase_resilience import (
+    AsyncQueueProcessor,
+    MemoryQueue,
+    QueueError,
+    QueueProcessor,
+    current_job,
+)
 from supabase_resilience.queues import _async_crew
 from supabase_resilience.queues._jobs import Job
 from supabase_resilience.queues._sync_crew import Worker
@@ -91,6 +97,44 @@ def test_an_async_on_error_is_awaited():
 
     asyncio.run(main())
     assert [1, ("ValueError", 1), 2] == seen
+
+
+def test_a_job_in_memory_has_no_lease(bench):
+    """Nobody else can get it."""
+    lefts: list[Any] = []
+    queue = bench.make(lambda _: lefts.append(current_job().lease_left()))
+    bench.run(queue.enqueue("x"))
+    assert bench.run(queue.join(SOON))
+    assert [None] == lefts
+
+
+def test_a_dead_letter_is_replayed_beside_another_of_its_key(bench):
+    """Both are wanted now; the one that waits keeps the key."""
+    is_broken = threading.Event()
+    is_broken.set()
+
+    def handle(data: Any) -> None:
+        if is_broken.is_set():
+            raise ValueError
+        bench.seen.append((data, current_job().dedupe_key))
+
+    queue = bench.make(handle, max_retries=0)
+    dead = bench.run(queue.enqueue("dead", dedupe_key="k"))
+    assert bench.run(queue.join(SOON))
+    is_broken.clear()
+    queue.pause()
+    bench.run(queue.enqueue("waits", dedupe_key="k"))
+    bench.run(queue.replay(dead))
+    queue.resume()
+    assert bench.run(queue.join(SOON))
+    assert {("waits", "k"), ("dead", None)} == set(bench.seen)
+
+
+def test_a_queue_in_memory_shows_its_name_and_how_much_waits():
+    """And nothing of what is in it."""
+    memory = MemoryQueue("mails")
+    memory.put(Job("1", "secret"))
+    assert "<MemoryQueue 'mails', 1 waiting>" == repr(memory)
 
 
 # --- handlers -------------------------------------------------------------------------------------

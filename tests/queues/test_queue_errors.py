@@ -216,12 +216,40 @@ def test_a_wrong_key_passes_through(world, local, name):
         ("42883", 'function "their_own" does not exist'),
         ("P0001", "a trigger says: the queue is full"),
         ("23505", "duplicate key"),
+        ("22023", "a trigger says: no such customer"),
+        ("P0001", "the body is too long"),
         (None, ""),
     ],
 )
 def test_errors_of_others_are_not_explained(code, message):
     """A trigger on the queue may raise what it likes; that is for its author."""
     assert explained(APIError({"code": code, "message": message}), {}) is None
+
+
+@pytest.mark.parametrize(
+    ("what", "sql"),
+    [
+        ("schema pgmq", "grant usage on schema pgmq to service_role;"),
+        (
+            "function supabase_resilience_queue_check",
+            "grant execute on function public.supabase_resilience_queue_check to service_role;",
+        ),
+        (
+            "function read",
+            "grant execute on all functions in schema pgmq_public, pgmq to service_role;",
+        ),
+        (
+            "sequence q_jobs_msg_id_seq",
+            "grant usage on all sequences in schema pgmq to service_role;",
+        ),
+        ("table q_jobs", 'grant all on table pgmq."q_jobs" to service_role;'),
+        ("table meta", 'grant all on table pgmq."q_mails" to service_role;'),
+    ],
+)
+def test_a_right_is_granted_where_it_is_missing(what, sql):
+    """By what PostgreSQL says is denied, the queue being that of the call where it names none."""
+    error = APIError({"code": "42501", "message": f"permission denied for {what}"})
+    assert sql in str(explained(error, {"queue_name": "mails"}))
 
 
 def test_names_in_sql_are_quoted():
