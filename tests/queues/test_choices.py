@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from supabase_resilience import CircuitOpenError, HandlerTimeoutError, Postpone, QueueError
+from supabase_resilience import CircuitOpenError, HandlerTimeoutError, Postpone, QueueError, _clock
 from supabase_resilience.events import QueueUnreachable
 from supabase_resilience.failures import classify
 from supabase_resilience.queues._core import Core
@@ -119,7 +119,7 @@ def test_an_empty_queue_is_asked_ever_less_often():
 
 def test_a_circuit_says_when_to_ask_again():
     """What it asks for is waited at least."""
-    assert Pace().failed(classify(CircuitOpenError("b", 42.0))) >= 42.0
+    assert Pace().failed(classify(CircuitOpenError("b", 42.0)), is_urgent=False) >= 42.0
 
 
 def test_a_place_that_is_alone_does_not_wait_for_others():
@@ -134,9 +134,27 @@ def test_places_wait_for_each_other():
     intake = Intake(16, clock)
     intake.freed()
     assert pytest.approx(0.02) == intake.wait(free=2, settlements=0)
+    assert pytest.approx(0.02) == intake.wait(free=13, settlements=0)
     assert 0.0 == intake.wait(free=14, settlements=0)
     clock.advance(0.03)
     assert 0.0 == intake.wait(free=2, settlements=0)
+
+
+def test_failed_reads_wait_ever_longer_and_urgent_ones_do_not(monkeypatch):
+    """What is to be settled matters only until its lease ends."""
+    monkeypatch.setattr("random.uniform", lambda low, _: low)
+    outage = classify(ConnectionError())
+    pace = Pace()
+    assert [0.5, 1.0, 2.0] == [pace.failed(outage, is_urgent=False) for _ in range(3)]
+    assert 0.5 == pace.failed(outage, is_urgent=True)
+    assert 8.0 == pace.failed(outage, is_urgent=False)
+
+
+def test_a_job_that_will_be_too_old_is_given_up_at_once():
+    """Before it has waited in vain for its next try."""
+    young = job(enqueued_at=_clock.wall() - 50.0)
+    assert "dead" == judge(young, Postpone(20.0), settings(max_age=60.0)).kind
+    assert "postponed" == judge(young, Postpone(5.0), settings(max_age=60.0)).kind
 
 
 def test_a_settlement_that_works_ends_the_wait_of_a_failure():
