@@ -150,6 +150,38 @@ def test_failed_reads_wait_ever_longer_and_urgent_ones_do_not(monkeypatch):
     assert 8.0 == pace.failed(outage, is_urgent=False)
 
 
+def test_a_job_of_which_nothing_is_known_is_no_duplicate():
+    """Neither without a key, nor with a key that nobody had or a time that nobody told."""
+    recent = Recent()
+    assert Job("fresh", None) not in recent
+    assert Job("keyed", None, dedupe_key="k") not in recent
+
+
+def test_a_failure_is_waited_for_by_whoever_has_something_to_say(monkeypatch):
+    """A place that is free, or a settlement alone; with neither there is no next round trip."""
+    monkeypatch.setattr("random.uniform", lambda low, _: low)
+    intake = Intake(4, FakeClock())
+    intake.failed(classify(ConnectionError()), is_urgent=False)
+    assert [0.5, 0.5, float("inf")] == [
+        intake.wait(free=free, settlements=count) for free, count in ((1, 0), (0, 1), (0, 0))
+    ]
+
+
+def test_the_only_place_waits_for_no_other():
+    """All that can be free is."""
+    intake = Intake(1, FakeClock())
+    intake.freed()
+    assert 0.0 == intake.wait(free=1, settlements=0)
+
+
+def test_the_first_job_goes_by_urgency():
+    """Nothing is reserved before something was taken."""
+    shares = LaneShares(["_high", ""])
+    assert 0 == shares.reserve(16)
+    shares.took(10, 0)
+    assert 1 == shares.reserve(16)
+
+
 def test_a_job_that_will_be_too_old_is_given_up_at_once():
     """Before it has waited in vain for its next try."""
     young = job(enqueued_at=_clock.wall() - 50.0)
