@@ -130,7 +130,8 @@ class TableCursor:
             try:
                 return self._identity.api("public").rpc(function, arguments).execute().data
             except APIError as error:
-                raise _explained(error) from error
+                _explain(error)
+                raise
 
 
 class AsyncTableCursor:
@@ -168,16 +169,16 @@ class AsyncTableCursor:
             try:
                 return (await self._identity.api("public").rpc(function, arguments).execute()).data
             except APIError as error:
-                raise _explained(error) from error
+                _explain(error)
+                raise
 
 
-def _explained(error: APIError) -> Exception:
-    """An error that says what to do, for those that no waiting heals."""
+def _explain(error: APIError) -> None:
+    """Raise an error that says what to do in place of one that no waiting heals."""
     if error.code == "PGRST202":
-        return ResilienceError(
+        raise ResilienceError(
             "the table of cursors is not in the database. Run the SQL that this prints: "
             "python -m supabase_resilience sql cursors"
-        )
+        ) from error
     if error.code == "42501":
-        return ResilienceError("cursors need the secret key (role service_role)")
-    return error
+        raise ResilienceError("cursors need the secret key (role service_role)") from error

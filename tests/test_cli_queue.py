@@ -1,5 +1,6 @@
 """The commands `work` and `queue`, as a person and a container run them."""
 
+import logging
 import os
 import re
 import signal
@@ -234,6 +235,7 @@ async def making_nothing_async():
         ["work", ":queue"],
         ["work", "jobs:queue", "--shutdown-timeout", "-1"],
         ["work", "jobs:queue", "--shutdown-timeout", "nan"],
+        ["work", "jobs:queue", "--shutdown-timeout", "soon"],
         ["work", "jobs:queue", "--log-level", "loud"],
         ["queue"],
         ["queue", "mails", "--stats", "--dead"],
@@ -258,6 +260,56 @@ def test_a_missing_queue_ends_the_worker(project, tmp_path):
     assert 1 == done.returncode
     assert re.search(r"^select .*create\('nowhere'\);$", done.stderr, re.MULTILINE)
     assert "Traceback" not in done.stderr
+
+
+IN_MEMORY = """
+from supabase_resilience import AsyncQueueProcessor, QueueError, QueueProcessor
+
+async def process_async(data):
+    print("done", data)
+
+def made(kind, process):
+    queue = kind(process)
+    queue._core.put([queue._core.new_job(7, 0, 0.0, None)], 0.0)  # it starts nothing
+    return queue
+
+def abort(data):
+    raise KeyboardInterrupt
+
+queue = made(AsyncQueueProcessor, process_async)
+aborts = made(QueueProcessor, abort)
+
+def refused():
+    raise QueueError("there is no queue 'nowhere'")
+
+async def refused_async():
+    refused()
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("queue", (0, "done 7\n", "")),
+        ("aborts", (1, "", "aborted; the jobs in hand will be delivered again\n")),
+        ("refused", (1, "", "there is no queue 'nowhere'\n")),
+        ("refused_async", (1, "", "there is no queue 'nowhere'\n")),
+    ],
+)
+def test_work_says_how_it_ended(tmp_path, monkeypatch, capsys, name, expected):
+    """In its exit code, and in a sentence if it was not as asked; `debug` logs every request."""
+    (tmp_path / "in_memory.py").write_text(IN_MEMORY)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "in_memory", raising=False)
+    spec, (code, out, said) = f"in_memory:{name}", expected
+    options = ["--until-empty", "--shutdown-timeout", "5", "--log-level", "debug"]
+    httpx_log = logging.getLogger("httpx")
+    monkeypatch.setattr(httpx_log, "level", logging.NOTSET)
+    assert code == main(["work", spec, *options])
+    told = capsys.readouterr()
+    assert (out, f"{spec}: {said}" if said else "") == (told.out, told.err)
+    assert logging.NOTSET == httpx_log.level
 
 
 # --- queue ----------------------------------------------------------------------------------------

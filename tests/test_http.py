@@ -896,6 +896,41 @@ def test_a_canceled_call_says_nothing(async_world, wire) -> None:
     assert "closed" == breaker.get_state()
 
 
+def test_an_interrupted_call_says_nothing(wire) -> None:
+    """Ctrl-C is no failure, also while the answer is read; a probe's permit is given back."""
+    time, world = Time(), SyncWorld()
+    breaker = CircuitBreaker("storage", failure_threshold=1, jitter=0.0, clock=time)
+    session = session_of(world, wire, breakers={"storage": breaker}, retry=None)
+    closed: list[bool] = []
+
+    class Interrupted(httpx.SyncByteStream):
+        def __iter__(self) -> Iterator[bytes]:
+            yield b"half"
+            raise KeyboardInterrupt
+
+        def close(self) -> None:
+            closed.append(True)
+
+    def interrupt(_: httpx.Request) -> httpx.Response:
+        raise KeyboardInterrupt
+
+    for reply in (interrupt, httpx.Response(200, stream=Interrupted())):
+        wire.will(reply)
+        with pytest.raises(KeyboardInterrupt):
+            send(world, session, "GET", FILE)
+    assert ("closed", 0) == counts(session, "storage")[:2]
+    assert closed
+    wire.will(503)
+    send(world, session, "GET", FILE)
+    time.advance(60.0)
+    wire.will(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        send(world, session, "GET", FILE)
+    send(world, session, "GET", FILE)
+    assert "closed" == breaker.get_state()
+    world.close()
+
+
 def test_a_hanging_attempt_is_interrupted(async_world, wire) -> None:
     """An async attempt ends at its limit whatever it waits for, and counts as a timeout."""
     retry = RetryConfig(attempts=1, attempt_timeout=0.01)

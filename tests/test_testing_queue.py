@@ -234,6 +234,35 @@ async def test_an_open_circuit_is_not_waited_for(world):
     assert (["mailed"], "closed") == (w.done, breaker.get_state())
 
 
+@pytest.mark.parametrize("end", [KeyboardInterrupt, SystemExit])
+async def test_what_ends_the_process_propagates_and_is_forgotten(world, end):
+    """The job waits again, and nothing of it stops a later run."""
+    w = world()
+    raised = iter([end])
+
+    def process(data):
+        error = next(raised, None)
+        if error is not None:
+            raise error
+        w.done.append(data)
+
+    processor = w.processor(process if world is SyncWorld else _as_async(process))
+    await w.enqueue(processor, "x")
+    with pytest.raises(end):
+        await w.drain(processor)
+    assert (1, "new") == (processor.get_stats().waiting, processor.get_stats().state)
+    assert not processor._core.stop_is_requested
+    await w.drain(processor)
+    assert ["x"] == w.done
+
+
+def _as_async(process):
+    async def process_async(data):
+        process(data)
+
+    return process_async
+
+
 # --- fail_attempts --------------------------------------------------------------------------------
 
 

@@ -117,6 +117,29 @@ def test_breakers_of_tables_and_services_have_names() -> None:
         assert {*services, "breaker:db"} == set(app.get_stats())
 
 
+def test_a_breaker_of_a_key_is_named_by_it() -> None:
+    """Without the schema that is the usual one; a key of several parts with dots between."""
+    breakers = CircuitBreakers(key=lambda target: target.table, name="db", failure_threshold=1)
+    app = Resilience(breakers)
+    for key in ("public.orders", ("rpc", "charge"), "shop.orders", 7):
+        breakers.by_key[key] = CircuitBreaker()
+    assert ["db", "db/orders", "db/rpc.charge", "db/shop.orders", "db/7"] == [
+        name.removeprefix("breaker:") for name in app.get_stats()
+    ]
+
+
+def test_a_stop_before_a_start_is_nothing(world) -> None:
+    """Who was never started is none the worse: it is not active, and alive."""
+    app = make(world, world.queue(world.handler(print)))
+    assert world.do(app.stop)
+    assert (False, True) == (app.is_active(), app.is_alive())
+    world.do(app.start)
+    world.do(app.start)
+    assert (True, True) == (app.is_active(), app.is_alive())
+    assert world.do(app.stop)
+    assert (False, True) == (app.is_active(), app.is_alive())
+
+
 @pytest.mark.parametrize("wrong", [None, "queue:mails", object(), AsyncQueueProcessor(None)])
 def test_other_parts_are_refused(wrong) -> None:
     """An async part in a sync app, too."""

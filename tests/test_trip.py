@@ -480,6 +480,14 @@ def test_successes_are_counted_once(make: Make, clock: FakeClock) -> None:
     assert 7 == breaker.get_stats().successes
 
 
+@pytest.mark.parametrize("threshold", [0, 0.0, 1.01, 2])
+def test_a_share_that_none_or_all_reach_is_refused(threshold: float) -> None:
+    """At 0 it would be open without a failure, above 1 never."""
+    with pytest.raises(ValueError, match=f"above 0 and at most 1, got {threshold}"):
+        FailureRate(threshold=threshold)
+    assert 1.0 == FailureRate(threshold=1.0).threshold
+
+
 def test_rules_compare_by_their_numbers() -> None:
     """Rules are values: equal, hashable and frozen."""
     assert FailureRate() == FailureRate(

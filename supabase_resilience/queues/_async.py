@@ -442,7 +442,7 @@ class AsyncQueueProcessor:
 
     # --- for supabase_resilience.testing ----------------------------------------------------------
 
-    async def _run_next(self) -> bool:
+    async def _run_next(self) -> None:
         """Handle one job in this task, without workers."""
         job: Job | None = self._core.ready.take()
         if job is not None:
@@ -450,7 +450,6 @@ class AsyncQueueProcessor:
             if done is not None:
                 self._core.ready.end(done)
             self._core.raise_fatal()
-        return job is not None
 
     def _next_due(self) -> float | None:
         return self._core.ready.next_due()

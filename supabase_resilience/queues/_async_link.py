@@ -5,7 +5,8 @@ where the server can. It never dies: whatever a round trip raises, it tells once
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Generator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from supabase_resilience.deadline import deadline
@@ -90,7 +91,7 @@ class AsyncLink:
             self._hand.post(settlement)
             self._hand.release(settlement.job)
         else:
-            task = asyncio.ensure_future(self._settle_now(settlement))
+            task = asyncio.ensure_future(self._settle_safely(settlement))
             self._settling.add(task)
             task.add_done_callback(self._settling.discard)
             # A worker that is canceled has done its job: what it says of it must get through.
@@ -99,6 +100,10 @@ class AsyncLink:
         self._turn.wake_one()
         if self._core.phase != "running" or self._core.books.brake.is_on or not self._hand:
             self._changed()
+
+    async def _settle_safely(self, settlement: Settlement) -> None:
+        with self._ending():
+            await self._settle_now(settlement)
 
     async def _settle_now(self, settlement: Settlement) -> None:
         """One by one, side by side: all that can be done without the migration."""
@@ -134,13 +139,19 @@ class AsyncLink:
     async def _read(self) -> None:
         try:
             while await self._wait_for_turn():
-                try:
+                with self._ending():
                     await self._go()
-                except (KeyboardInterrupt, SystemExit) as error:  # a hook ends the process
-                    self._core.end_by(error)
         finally:
             self.is_reading = False
             self._changed()
+
+    @contextmanager
+    def _ending(self) -> Generator[None]:
+        """A hook ends the process: it ends in good order, where a task would end the loop."""
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit) as error:
+            self._core.end_by(error)
 
     async def _wait_for_turn(self) -> bool:
         """Until a round trip is due; False when there will be none any more."""
@@ -203,8 +214,9 @@ class AsyncLink:
         """Extend leases, at a third of the visibility timeout, where the server can."""
         while await self._wait_unless_ended(self._lease / 3):
             if self._core.is_migrated:
-                for lane, jobs in self._hand.expiring().items():
-                    await self._extend(lane, jobs)
+                with self._ending():
+                    for lane, jobs in self._hand.expiring().items():
+                        await self._extend(lane, jobs)
 
     async def _wait_unless_ended(self, seconds: float) -> bool:
         if not self._has_ended:
@@ -228,8 +240,9 @@ class AsyncLink:
         wait = self._lease
         while await self._wait_unless_ended(max(0.001, wait)):
             jobs, wait = self._hand.expired()
-            for job in jobs:
-                self._core.books.lost(job)
+            with self._ending():
+                for job in jobs:
+                    self._core.books.lost(job)
 
     async def end(self) -> None:
         """Nothing is in hand any more: what still runs can be done by another worker.

@@ -49,7 +49,12 @@ class Named(Protocol):
 
 
 class Core:
-    """The settings and the state of a processor; plain attributes, each read in one step."""
+    """The settings and the state of a processor; plain attributes, each read in one step.
+
+    `request_stop` is given by the processor: it asks it to stop when there is time.
+    """
+
+    request_stop: Callable[[], None]
 
     def __init__(
         self,
@@ -72,8 +77,6 @@ class Core:
             self.ready = MemoryQueue(store.name, clock=clock)
         self.name = self.ready.name
         self._on_event = on_event
-        # Asks the processor to stop when there is time.
-        self.request_stop: Callable[[], None] = _nothing
         self.reset()
 
     def _facts(self, _: object) -> Attributes:
@@ -317,10 +320,6 @@ class Core:
     def refuse_start(self) -> None:
         """A start that did nothing would look like one that worked."""
         raise QueueError(f"{self.name!r} is stopping; start it again when stop() has returned")
-
-
-def _nothing() -> None:
-    pass
 
 
 class Resettable(Protocol):

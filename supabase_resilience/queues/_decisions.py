@@ -189,7 +189,7 @@ class Pace:
         wait, self._wait = self._wait, min(self._wait * self.GROWTH, self.LONGEST)
         return wait * random.uniform(1.0 - self.SPREAD, 1.0 + self.SPREAD)  # noqa: S311
 
-    def failed(self, meaning: Classification, *, is_urgent: bool = False) -> float:
+    def failed(self, meaning: Classification, *, is_urgent: bool) -> float:
         """After a round trip that failed: what the server or the circuit asks for, else back-off.
 
         Settlements are urgent, as they matter only until the lease ends.

@@ -18,10 +18,6 @@ class Parking:
         self._spots: deque[threading.Lock] = deque()
         self._is_waking = False
 
-    def __len__(self) -> int:
-        """How many threads are idle."""
-        return len(self._spots)
-
     def enter(self) -> threading.Lock:
         """From here on this thread can be woken, even before it waits."""
         spot = threading.Lock()

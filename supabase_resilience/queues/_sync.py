@@ -429,13 +429,12 @@ class QueueProcessor:
 
     # --- for supabase_resilience.testing ----------------------------------------------------------
 
-    def _run_next(self) -> bool:
+    def _run_next(self) -> None:
         """Handle one job in this thread, without workers."""
         job = self._core.ready.take()
         if job is not None:
             self._crew.handle(job)
             self._core.raise_fatal()
-        return job is not None
 
     def _next_due(self) -> float | None:
         return self._core.ready.next_due()

@@ -155,7 +155,6 @@ class AsyncServerSideVerification:
         self._is_in_pass = False
         self._task: asyncio.Task[None] | None = None
         self._asked_to_stop = asyncio.Event()
-        self._fatal: BaseException | None = None
 
     def _leave_parent(self) -> None:
         """A fork has no part in what its parent was doing: neither its pass nor its lease."""
@@ -248,7 +247,6 @@ class AsyncServerSideVerification:
         if self.is_active():
             return
         self._asked_to_stop.clear()
-        self._fatal = None
         self._task = asyncio.ensure_future(self._live())
 
     async def stop(self, timeout: float = 10.0) -> bool:  # noqa: ASYNC109
@@ -289,8 +287,6 @@ class AsyncServerSideVerification:
                 await self._asked_to_stop.wait()
             finally:
                 await self.stop(shutdown_timeout)
-        if self._fatal is not None:
-            raise self._fatal
 
     def is_active(self) -> bool:
         """Whether it was started and not stopped, in this process."""
@@ -327,10 +323,6 @@ class AsyncServerSideVerification:
                     wait = min(wait, self._after(error))
                 except Exception as error:  # noqa: BLE001 - the next pass may do
                     self._core.failed(error)
-        except (KeyboardInterrupt, SystemExit) as error:
-            self._fatal = error
-            self._asked_to_stop.set()
-            raise
         finally:
             await self._release()
 

@@ -3,16 +3,29 @@
 import base64
 import json
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
 
+import httpx
 import pytest
 
+from supabase_resilience import doctor
+from supabase_resilience.doctor import _installed
+from supabase_resilience.doctor._api import _Api, _column, _skew, _version
 from supabase_resilience.doctor._checks import Limits, check_project
-from supabase_resilience.doctor._facts import ApiFacts, DatabaseFacts
+from supabase_resilience.doctor._facts import (
+    ApiFacts,
+    DatabaseFacts,
+    RelationFacts,
+    RoleFacts,
+    TableAnswer,
+)
 from supabase_resilience.doctor._findings import Diagnosis, Finding
 from supabase_resilience.doctor._keys import read_key, role_of_token
 from supabase_resilience.doctor._queue_checks import check_queue
-from supabase_resilience.doctor._subjects import QueueUse, Subjects
+from supabase_resilience.doctor._subjects import QueueUse, Subjects, TableUse
+from supabase_resilience.doctor._table_checks import check_table
 from supabase_resilience.doctor._words import identifier, literal, migration_command, relation
+from supabase_resilience.listener._passes import MIGRATION
 
 DAY = 86_400.0
 OURS = "abcdefghijklmnopqrst"
@@ -207,6 +220,201 @@ def test_a_queue_that_needs_the_migration_says_what_for():
     assert [("migration", "problem", "sql queue")] == judged(
         "there", needs_migration="strict_order=True"
     )
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+ORDERS = ("public", "orders")
+TABLE = RelationFacts(
+    kind="r",
+    identity="d",
+    has_primary_key=True,
+    is_published=True,
+    has_security=False,
+    leading=frozenset({"updated_at"}),
+    key=("id",),
+    writes=0,
+    subscribers=0,
+)
+HORIZON = {"migration": MIGRATION, "recovery": "versioned", "key": ["id"]}
+
+
+def looked_at(answer=None, catalogue=None, *, facts=None, **use):
+    """What is said of a listener to `orders`, but for what is well."""
+    listener = TableUse(
+        **{"schema": "public", "table": "orders", "by": "listener", "key": ("id",), **use}
+    )
+    tables = {} if answer is None else {listener: answer}
+    found = check_table(listener, api(tables=tables, **(facts or {})), catalogue)
+    return [each for each in found if each.severity != "ok"]
+
+
+def shown(found):
+    return [(each.check, each.severity) for each in found]
+
+
+def catalogue(relation=TABLE, **facts):
+    return database(**{"relations": {ORDERS: relation}, "has_publication": True, **facts})
+
+
+def test_a_table_that_the_api_was_not_asked_for_is_judged_by_the_catalogue():
+    """As when the key was refused."""
+    assert [] == looked_at(None, catalogue())
+    unpublished = catalogue(replace(TABLE, is_published=False))
+    assert [("publication", "problem")] == shown(looked_at(None, unpublished))
+
+
+def test_a_table_that_could_not_be_read_is_unseen():
+    """Whatever it was refused with is told, or that nothing was."""
+    (found,) = looked_at(TableAnswer("57014", "canceling statement due to statement timeout"))
+    assert ("unseen", "could not be read (57014)") == (found.severity, found.what)
+    assert "statement timeout" in found.fix
+    assert "no text" in looked_at(TableAnswer("HTTP 400"))[0].fix
+
+
+@pytest.mark.parametrize(
+    ("horizon", "severity", "said"),
+    [
+        ("PGRST202", "problem", "is absent"),
+        ("42501", "problem", "the migration answers 42501"),
+        ("57014", "unseen", "the migration answers 57014"),
+        ({**HORIZON, "migration": MIGRATION - 1}, "problem", f"version {MIGRATION - 1}"),
+        ({**HORIZON, "recovery": None}, "problem", "is not followed"),
+        ({**HORIZON, "recovery": "change_log"}, "problem", "is followed by change_log, not by"),
+        ({**HORIZON, "key": ["id", "kind"]}, "problem", "by the key id, kind, not by id_column id"),
+    ],
+)
+def test_a_migration_that_does_not_serve_a_listener_is_found(horizon, severity, said):
+    """Each in its own words, with the command that mends it."""
+    (found,) = looked_at(TableAnswer(horizon=horizon), level="versioned")
+    assert ("migration", severity) == (found.check, found.severity)
+    assert said in found.what
+    assert "sql listener --table public.orders" in found.fix
+    assert [] == looked_at(TableAnswer(horizon=HORIZON), level="versioned")
+
+
+def test_a_missing_column_of_a_migration_that_is_there_is_found():
+    """Somebody has dropped it; where the migration itself is missing, that says it."""
+    answer = TableAnswer(missing=("sync_xid",), horizon=HORIZON)
+    (found,) = looked_at(answer, level="versioned", column="sync_xid")
+    assert ("column", "has no column sync_xid") == (found.check, found.what)
+    assert "sql listener" in found.fix
+    answer = replace(answer, horizon="PGRST202")
+    assert ["migration"] == [f.check for f in looked_at(answer, level="versioned")]
+
+
+def test_a_migration_that_could_not_be_looked_at_is_unseen():
+    """That is no problem, as it may be there."""
+    found = looked_at(TableAnswer(), has_table_cursor=True, lease=True, facts={"leases": "yes"})
+    assert [("sql cursors", "unseen")] == [(each.subject, each.severity) for each in found]
+
+
+def test_a_change_log_without_its_table_is_one_finding():
+    """That of the migration: without it there is nothing to publish."""
+    found = looked_at(TableAnswer(horizon="PGRST202"), catalogue(), level="change_log")
+    assert [("migration", "problem")] == shown(found)
+
+
+@pytest.mark.parametrize(
+    ("event", "key_diff", "expected"),
+    [
+        ("*", False, [("replica_identity", "warning")]),
+        ("DELETE", False, [("replica_identity", "problem")]),
+        ("DELETE", True, [("replica_identity", "problem")]),
+        ("*", True, []),
+        ("INSERT", False, []),
+    ],
+)
+def test_a_filter_that_no_delete_passes_is_found(event, key_diff, expected):
+    """Where somebody hears of deletes by Realtime alone."""
+    use = {"event": event, "key_diff": key_diff, "filter_columns": ("kind",)}
+    found = looked_at(TableAnswer(), catalogue(), **use)
+    assert expected == shown(found)
+    if found:
+        assert key_diff != ("Nothing else finds deletes here" in found[0].why)
+    full = catalogue(replace(TABLE, identity="f"))
+    assert [] == looked_at(TableAnswer(), full, **use)
+
+
+def test_a_role_that_may_not_read_is_found():
+    """That of the listener's token; of a role that nobody knows nothing is said."""
+    blind = RoleFacts(bypasses=False, timeout=0.0, may_read={ORDERS: False})
+    known = catalogue(replace(TABLE, has_security=True), roles={"manager": blind})
+    (found,) = looked_at(TableAnswer(), known, role="manager")
+    assert ("privilege", "may not be read by manager") == (found.check, found.what)
+    assert 'to "manager"' in found.fix
+    assert [] == looked_at(TableAnswer(), known, role="nobody")
+    assert [] == looked_at(TableAnswer(), known, facts={"key": read_key("what", URL)})
+    sighted = replace(known, roles={"manager": replace(blind, may_read={})})
+    assert ["policy"] == [f.check for f in looked_at(TableAnswer(), sighted, role="manager")]
+
+
+def test_an_index_has_a_name_of_its_own_however_long_the_table_is_called():
+    """PostgreSQL would cut it off, and two tables might want the same name."""
+    names = [f"{'é' * 30}{number}" for number in range(2)]
+    made = set()
+    for name in names:
+        use = TableUse(schema="public", table=name, by="listener", key=("id",), column="changed_at")
+        relations = {("public", name): replace(TABLE, leading=frozenset())}
+        (found,) = [
+            each
+            for each in check_table(use, api(), database(relations=relations))
+            if each.severity != "ok"
+        ]
+        assert "index" == found.check
+        made.add(found.fix.splitlines()[0].split('"')[1])
+    assert 2 == len(made)
+    assert all(len(name.encode()) <= 63 for name in made)
+
+
+# --- through the API ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("date", "expected"),
+    [
+        (None, None),
+        ("yesterday", None),
+        ("Thu, 01 Jan 1970 00:01:40 GMT", 0.0),
+        ("Thu, 01 Jan 1970 00:01:30 GMT", 9.0),
+        ("Thu, 01 Jan 1970 00:02:00 GMT", -19.5),
+    ],
+)
+def test_a_date_tells_how_far_ahead_the_clock_is_at_least(date, expected):
+    """It was asked at 100 s and answered half a second later."""
+    assert expected == _skew(date, 100.0, 100.5)
+
+
+def test_a_column_is_quoted_where_the_api_needs_it():
+    """Or a comma in its name would be two columns."""
+    assert ["id", '"Total, net"', '"a\\"b\\\\"', '"größe"'] == [
+        _column(name) for name in ("id", "Total, net", 'a"b\\', "größe")
+    ]
+
+
+def test_a_server_tells_its_version_where_nothing_stands_before_it():
+    """Supabase's gateway hides it in the header; then that of the description counts."""
+
+    def answer(request):
+        return httpx.Response(200, headers={"server": "postgrest/12.2.3"}, json=[])
+
+    with httpx.Client(transport=httpx.MockTransport(answer)) as session:
+        server = _Api(session, URL, "sb_secret_x", lambda: 0.0)
+        assert "12.2.3" == _version(server)
+    assert server.skew is None
+
+
+def test_a_package_that_is_not_installed_is_not_among_those_that_are(monkeypatch):
+    """What is missing is told with the others that do not fit."""
+
+    def version(name):
+        if name == "realtime":
+            raise PackageNotFoundError(name)
+        return "2.34.1"
+
+    monkeypatch.setattr(doctor, "version", version)
+    assert {"supabase": "2.34.1"} == _installed()
 
 
 # --- words ----------------------------------------------------------------------------------------

@@ -3,10 +3,12 @@
 import json
 import threading
 
+import psycopg
 import pytest
+from postgrest.exceptions import APIError
 
 from supabase_resilience import AsyncTableCursor, FileCursor, MemoryCursor, TableCursor
-from supabase_resilience.errors import ListenerError
+from supabase_resilience.errors import ListenerError, ResilienceError
 from supabase_resilience.events import CursorNotSaved, Resync
 
 from .worlds import (
@@ -14,6 +16,7 @@ from .worlds import (
     CHANGE_LOG,
     SOON,
     VERSIONED,
+    VERSIONED_RLS,
     AsyncWorld,
     Ear,
 )
@@ -344,3 +347,43 @@ def test_an_async_store_works_in_both_colours(bench):
     table.insert("it")
     Life(bench, table, AsyncStore(), start_from="beginning").hear(1)
     assert inner.load()["handlers"]["ear"]["xid"]
+
+
+# --- a table of cursors ---------------------------------------------------------------------------
+
+
+def table_cursor(bench, level=VERSIONED):
+    is_async = isinstance(bench.world, AsyncWorld)
+    return (AsyncTableCursor if is_async else TableCursor)(bench.client(level), "mine")
+
+
+def test_a_table_of_cursors_is_for_the_secret_key(bench):
+    """Others are told so, and nothing is saved."""
+    cursor = table_cursor(bench, VERSIONED_RLS)
+    with pytest.raises(ResilienceError, match="need the secret key") as refused:
+        bench.world.do(cursor.save, {"xid": 1})
+    assert "42501" == refused.value.__cause__.code
+    assert bench.world.do(table_cursor(bench).load) is None
+
+
+def test_a_table_of_cursors_that_is_missing_says_how_to_make_it(bench, local):
+    """With the command that prints the SQL."""
+    cursor, name = table_cursor(bench), "supabase_resilience_load_cursor"
+    with psycopg.connect(local.admin_dsn, autocommit=True) as owner:
+        owner.execute(f"alter function {name}(text) rename to hidden")
+        local.rest.reload()
+        try:
+            with pytest.raises(ResilienceError, match="python -m supabase_resilience sql cursors"):
+                bench.world.do(cursor.load)
+        finally:
+            owner.execute(f"alter function hidden(text) rename to {name}")
+            local.rest.reload()
+    assert bench.world.do(cursor.load) is None
+
+
+def test_any_other_error_of_a_table_of_cursors_is_as_it_was(bench, local):
+    """Nor is it its own cause, or who follows causes never ends."""
+    local.faults.add(match="load_cursor", status=418)
+    with pytest.raises(APIError) as raised:
+        bench.world.do(table_cursor(bench).load)
+    assert raised.value.__cause__ is not raised.value

@@ -10,7 +10,7 @@ from supabase_resilience.events import (
     ChangesLost,
     ListenerLost,
 )
-from supabase_resilience.listener import _recoverer
+from supabase_resilience.listener import _recoverer, _supervisor
 
 from .worlds import (
     CHANGE_LOG,
@@ -87,6 +87,21 @@ def test_a_silent_connection_is_found(bench):
     bench.eventually(lambda: missed in ear.rows)
     live_again(bench, table, listener, ear)
     assert "Realtime does not answer" == events(bench, ListenerLost)[0].reason
+
+
+@pytest.mark.parametrize("world", [SyncWorld], indirect=True)
+def test_a_connection_on_which_nothing_is_said_is_replaced(bench, monkeypatch):
+    """It was accepted, and no join was answered in time."""
+    table = bench.table(VERSIONED)
+    listener, ear = bench.listener(table), Ear()
+    listener.handle("ear", ear)
+    bench.local.realtime.stall()
+    with monkeypatch.context() as hurried:
+        hurried.setattr(_supervisor, "_SUBSCRIBED_WITHIN", 0.2)
+        listener.start()
+        bench.eventually(lambda: listener.stats.connects >= 2)
+    bench.local.realtime.stall(False)
+    live_again(bench, table, listener, ear)
 
 
 @pytest.mark.parametrize("world", [SyncWorld], indirect=True)

@@ -839,3 +839,11 @@ def test_what_was_found_is_noted_on_the_way():
         plan.send(answer)
     plan.close()
     assert ({1: 1}, Position(90, "one")) == (outcome.found, mine.since)
+
+
+@pytest.mark.parametrize("start", [5, "2026-01-01T00:00:00+00:00"])
+def test_what_is_at_the_very_start_was_not_told(start):
+    """A position is where to go on, so that row is read by all."""
+    assert not _passes._later(start, start)
+    assert _passes._later(6, 5)
+    assert _passes._later("2026-01-01T01:00:00+00:00", "2026-01-01T01:59:59+01:00")

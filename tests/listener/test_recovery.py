@@ -518,3 +518,14 @@ def test_without_recovery_everything_is_told():
         ledger.row(row(1)),
     ]
     assert 0 == len(ledger)
+
+
+def test_a_ledger_knows_whether_it_has_forgotten():
+    """From the first row beyond its limit on, until the handler knows no row at all."""
+    ledger = RowLedger(is_versioned=True, limit=2)
+    forgotten = [ledger.has_forgotten]
+    for key in range(3):
+        ledger.live(row(1, key=key))
+        forgotten.append(ledger.has_forgotten)
+    ledger.emptied()
+    assert [False, False, False, True, False] == [*forgotten, ledger.has_forgotten]

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from supabase_resilience import CircuitOpenError, HandlerTimeoutError, Postpone, QueueError
+from supabase_resilience import CircuitOpenError, HandlerTimeoutError, Postpone, QueueError, _clock
 from supabase_resilience.events import QueueUnreachable
 from supabase_resilience.failures import classify
 from supabase_resilience.queues._core import Core
@@ -119,7 +119,7 @@ def test_an_empty_queue_is_asked_ever_less_often():
 
 def test_a_circuit_says_when_to_ask_again():
     """What it asks for is waited at least."""
-    assert Pace().failed(classify(CircuitOpenError("b", 42.0))) >= 42.0
+    assert Pace().failed(classify(CircuitOpenError("b", 42.0)), is_urgent=False) >= 42.0
 
 
 def test_a_place_that_is_alone_does_not_wait_for_others():
@@ -134,9 +134,86 @@ def test_places_wait_for_each_other():
     intake = Intake(16, clock)
     intake.freed()
     assert pytest.approx(0.02) == intake.wait(free=2, settlements=0)
+    assert pytest.approx(0.02) == intake.wait(free=13, settlements=0)
     assert 0.0 == intake.wait(free=14, settlements=0)
     clock.advance(0.03)
     assert 0.0 == intake.wait(free=2, settlements=0)
+
+
+def test_failed_reads_wait_ever_longer_and_urgent_ones_do_not(monkeypatch):
+    """What is to be settled matters only until its lease ends."""
+    monkeypatch.setattr("random.uniform", lambda low, _: low)
+    outage = classify(ConnectionError())
+    pace = Pace()
+    assert [0.5, 1.0, 2.0] == [pace.failed(outage, is_urgent=False) for _ in range(3)]
+    assert 0.5 == pace.failed(outage, is_urgent=True)
+    assert 8.0 == pace.failed(outage, is_urgent=False)
+
+
+def test_a_job_of_which_nothing_is_known_is_no_duplicate():
+    """Neither without a key, nor with a key that nobody had or a time that nobody told."""
+    recent = Recent()
+    assert Job("fresh", None) not in recent
+    assert Job("keyed", None, dedupe_key="k") not in recent
+
+
+def test_a_failure_is_waited_for_by_whoever_has_something_to_say(monkeypatch):
+    """A place that is free, or a settlement alone; with neither there is no next round trip."""
+    monkeypatch.setattr("random.uniform", lambda low, _: low)
+    intake = Intake(4, FakeClock())
+    intake.failed(classify(ConnectionError()), is_urgent=False)
+    assert [0.5, 0.5, float("inf")] == [
+        intake.wait(free=free, settlements=count) for free, count in ((1, 0), (0, 1), (0, 0))
+    ]
+
+
+def test_the_only_place_waits_for_no_other():
+    """All that can be free is."""
+    intake = Intake(1, FakeClock())
+    intake.freed()
+    assert 0.0 == intake.wait(free=1, settlements=0)
+
+
+def test_the_first_job_goes_by_urgency():
+    """Nothing is reserved before something was taken."""
+    shares = LaneShares(["_high", ""])
+    assert 0 == shares.reserve(16)
+    shares.took(10, 0)
+    assert 1 == shares.reserve(16)
+
+
+def test_a_job_that_will_be_too_old_is_given_up_at_once():
+    """Before it has waited in vain for its next try."""
+    young = job(enqueued_at=_clock.wall() - 50.0)
+    assert "dead" == judge(young, Postpone(20.0), settings(max_age=60.0)).kind
+    assert "postponed" == judge(young, Postpone(5.0), settings(max_age=60.0)).kind
+
+
+def test_a_settlement_that_works_ends_the_wait_of_a_failure():
+    """Whoever answers it answers a read as well, so what failed counts no more."""
+    clock = FakeClock()
+    intake = Intake(1, clock)
+    for _ in range(3):
+        intake.failed(classify(ConnectionError()), is_urgent=False)
+    assert intake.pace.has_failed
+    intake.settled()
+    assert not intake.pace.has_failed
+    intake.freed()
+    assert pytest.approx(Intake.LINGER) == intake.wait(free=0, settlements=1)
+
+
+def test_the_last_that_were_done_are_known_and_no_more():
+    """The oldest is forgotten, by its id and by its key."""
+    recent = Recent(limit=2)
+    done = [Job(str(number), None, dedupe_key=f"k{number}") for number in range(3)]
+    for each in done:
+        each.sent_at, each.hidden_until = 10.0, 50.0
+        recent.add(each, 30.0)
+    assert [False, True, True] == [each in recent for each in done]
+    again = [Job(f"new{number}", None, dedupe_key=f"k{number}") for number in range(3)]
+    for each in again:
+        each.sent_at = 15.0
+    assert [False, True, True] == [each in recent for each in again]
 
 
 def test_nothing_is_told_in_a_loop_while_it_fails():

@@ -117,3 +117,14 @@ def test_a_paused_or_stopped_queue_is_not_read():
     core.begin_stop(drain=True)
     assert hand.turn_in() is None
     assert hand.is_over()
+
+
+def test_a_job_that_was_given_back_is_not_ended_again():
+    """A handler that was left alone may still settle it: that counts for nobody."""
+    core, hand, _ = made()
+    (job,) = jobs(1)
+    hand.hold([job], 30.0)
+    assert job is core.ready.take()
+    assert [job] == [each.job for each in hand.drop()]
+    hand.release(job)
+    assert (0, 1) == (len(hand), core.ready.in_hand)

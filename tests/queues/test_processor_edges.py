@@ -115,6 +115,16 @@ def test_dead_letters_can_be_purged(bench):
     assert [] == bench.run(queue.dead_letters())
 
 
+def test_metrics_are_of_the_queue_itself(bench):
+    """Also while nothing works on it; stock functions cannot tell how many are ready."""
+    queue = bench.make()
+    queue.pause()
+    bench.run(queue.enqueue_many(["a", "b"]))
+    told = bench.run(queue.metrics())
+    ready = None if bench.kind == "stock" else 2
+    assert (queue.name, ready) == (told.queue, told.ready)
+
+
 # --- what hangs -----------------------------------------------------------------------------------
 
 

@@ -8,7 +8,9 @@ from postgrest.exceptions import APIError
 from supabase_resilience import CircuitBreaker, CircuitOpenError, classify, protect
 from supabase_resilience.errors import QueueError
 from supabase_resilience.local import LocalSupabase
+from supabase_resilience.queues._jobs import Job
 from supabase_resilience.queues._queue_errors import explained, missing_queues
+from supabase_resilience.queues._rpc import message_of
 from supabase_resilience.queues._store import Abilities
 
 from .worlds import MIGRATION, job, migrate, sql_of, take
@@ -67,7 +69,7 @@ def test_pgmq_that_is_not_there(world, client, database, name, local):
     assert "create extension if not exists pgmq;" == sql_of(error)
 
 
-@pytest.mark.parametrize("lane", ["_dead", "_DEAD", "x" * 40, "a;b"])
+@pytest.mark.parametrize("lane", ["_dead", "_DEAD", "x" * 40, "é" * 24, "a;b"])
 def test_a_lane_that_pgmq_refuses(queue, name, lane):
     """Its name is told."""
     assert f"{name}{lane}" in str(refusal(queue.check, [lane]))
@@ -216,12 +218,40 @@ def test_a_wrong_key_passes_through(world, local, name):
         ("42883", 'function "their_own" does not exist'),
         ("P0001", "a trigger says: the queue is full"),
         ("23505", "duplicate key"),
+        ("22023", "a trigger says: no such customer"),
+        ("P0001", "the body is too long"),
         (None, ""),
     ],
 )
 def test_errors_of_others_are_not_explained(code, message):
     """A trigger on the queue may raise what it likes; that is for its author."""
     assert explained(APIError({"code": code, "message": message}), {}) is None
+
+
+@pytest.mark.parametrize(
+    ("what", "sql"),
+    [
+        ("schema pgmq", "grant usage on schema pgmq to service_role;"),
+        (
+            "function supabase_resilience_queue_check",
+            "grant execute on function public.supabase_resilience_queue_check to service_role;",
+        ),
+        (
+            "function read",
+            "grant execute on all functions in schema pgmq_public, pgmq to service_role;",
+        ),
+        (
+            "sequence q_jobs_msg_id_seq",
+            "grant usage on all sequences in schema pgmq to service_role;",
+        ),
+        ("table q_jobs", 'grant all on table pgmq."q_jobs" to service_role;'),
+        ("table meta", 'grant all on table pgmq."q_mails" to service_role;'),
+    ],
+)
+def test_a_right_is_granted_where_it_is_missing(what, sql):
+    """By what PostgreSQL says is denied, the queue being that of the call where it names none."""
+    error = APIError({"code": "42501", "message": f"permission denied for {what}"})
+    assert sql in str(explained(error, {"queue_name": "mails"}))
 
 
 def test_names_in_sql_are_quoted():
@@ -234,3 +264,39 @@ def test_a_broken_migration_is_told():
     message = 'relation "supabase_resilience.job_keys" does not exist'
     error = APIError({"code": "42P01", "message": message})
     assert "sql queue" in str(explained(error, {"queue_name": "jobs"}))
+
+
+def _loop():
+    made = []
+    made.append(made)
+    return made
+
+
+def _nested():
+    made = []
+    for _ in range(100_000):
+        made = [made]
+    return made
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (object(), "Object of type object is not JSON serializable"),
+        ("\ud800", "half a character"),
+        (float("nan"), "infinite or NaN"),
+        (_loop(), "contains itself"),
+        (_nested(), "nested too deeply"),
+    ],
+    ids=["object", "surrogate", "nan", "loop", "nested"],
+)
+def test_what_is_no_json_is_refused_before_it_is_sent(data, said):
+    """In words that do not show it."""
+    with pytest.raises(QueueError, match=f"must be JSON: .*{said}"):
+        message_of(Job("1", data))
+
+
+def test_a_key_that_fits_into_no_index_is_refused():
+    """PostgreSQL would fail with a message about pages."""
+    with pytest.raises(QueueError, match="use a hash"):
+        message_of(Job("1", None, dedupe_key="é" * 1500))

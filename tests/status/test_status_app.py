@@ -14,6 +14,7 @@ from supabase_resilience import Alert, CircuitBreaker, MemoryQueue, QueueProcess
 from supabase_resilience._clock import monotonic
 from supabase_resilience.hooks.prometheus import PrometheusHook
 from supabase_resilience.status import EventLog, status_app
+from supabase_resilience.status._page import verdict
 from supabase_resilience.testing import FakeClock, drain_queue
 
 from .conftest import eventually
@@ -281,3 +282,34 @@ def test_a_missing_extra_is_named(monkeypatch):
     assert [] == status.EventLog().events()
     with pytest.raises(ImportError, match=r'pip install "supabase-resilience\[status\]"'):
         _ = status.status_app
+
+
+def test_what_else_is_missing_is_missing(monkeypatch):
+    """No other name, and a package that starlette itself lacks is named as it is."""
+    from supabase_resilience import status  # noqa: PLC0415
+
+    with pytest.raises(AttributeError, match="has no attribute 'status_ap'"):
+        _ = status.status_ap
+    monkeypatch.delitem(sys.modules, "supabase_resilience.status._app")
+    monkeypatch.setitem(sys.modules, "anyio", None)
+    for name in [each for each in sys.modules if each.startswith("starlette")]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(ModuleNotFoundError, match="anyio"):
+        _ = status.status_app
+
+
+def test_without_a_part_there_is_nothing_to_watch(ask):
+    """Nor is it said that all is well."""
+    with Resilience() as resilience:
+        assert "There is no part to watch" in ask(status_app(resilience)).get("").text
+
+
+def test_the_worst_comes_first():
+    """Who fails before who is degraded, and each by its number."""
+
+    def parts(*words):
+        return {"health": {"parts": [{"status": word} for word in words]}, "alerts_firing": []}
+
+    said = verdict(parts("degraded", "failing", "ok", "degraded"))
+    assert "1 of 4 parts is failing, 2 are degraded" == said
+    assert "All 2 parts work" == verdict(parts("ok", "ok"))
