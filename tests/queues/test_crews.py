@@ -383,6 +383,8 @@ def test_a_second_signal_aborts(bench, first, second, end):
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
 
     def handle(_: Any) -> None:
+        while "handled_signals" not in getattr(signal.getsignal(signal.SIGINT), "__qualname__", ""):
+            release.wait(0.001)  # `run()` has not begun
         os.kill(os.getpid(), first)
         assert is_stopping.wait(SOON)
         os.kill(os.getpid(), second)
