@@ -383,14 +383,23 @@ def test_a_second_signal_aborts(bench, first, second, end):
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
 
     def handle(_: Any) -> None:
+        while "handled_signals" not in getattr(signal.getsignal(signal.SIGINT), "__qualname__", ""):
+            release.wait(0.001)  # `run()` has not begun
         os.kill(os.getpid(), first)
-        while queue.get_stats().state != "stopping":
-            release.wait(0.001)
+        assert is_stopping.wait(SOON)
         os.kill(os.getpid(), second)
         release.wait(SOON)
 
     made: Any = QueueProcessor if isinstance(bench.world, Sync) else AsyncQueueProcessor
     queue = made(handle)
+    wait_for, is_stopping = queue._wait_for, threading.Event()
+
+    def wait_and_tell(condition: Any, timeout: float | None) -> Any:
+        if timeout is not None:  # the wait of `stop()`
+            is_stopping.set()
+        return wait_for(condition, timeout)
+
+    queue._wait_for = wait_and_tell
     bench.made.append(queue)
     with pytest.raises(end) as ended:
         bench.run_with(queue, "x")
