@@ -1,7 +1,13 @@
-"""What holds for every test: Hypothesis judges no test by time, and leaves no files."""
+"""What holds for every test: Hypothesis judges no test by time, and Ctrl-C ends a process."""
+
+import signal
 
 import pytest
 from hypothesis import settings
+
+# Whoever starts the tests in the background of a shell has them ignore it, and all their children.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("here", database=None, deadline=None)
 settings.load_profile("here")
