@@ -2,8 +2,6 @@
 
 import asyncio
 import contextlib
-import os
-import signal
 import subprocess
 import sys
 import threading
@@ -367,47 +365,6 @@ def test_a_canceled_run_is_canceled():
         await queue.stop()
 
     asyncio.run(main())
-
-
-@pytest.mark.skipif(os.name == "nt", reason="signals of this kind are POSIX's")
-@pytest.mark.parametrize(
-    ("first", "second", "end"),
-    [
-        (signal.SIGINT, signal.SIGTERM, SystemExit),
-        (signal.SIGTERM, signal.SIGINT, KeyboardInterrupt),
-    ],
-)
-def test_a_second_signal_aborts(bench, first, second, end):
-    """The first one waits for the handler, the second does not; the job is not lost."""
-    release = threading.Event()
-    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-
-    def handle(_: Any) -> None:
-        while "handled_signals" not in getattr(signal.getsignal(signal.SIGINT), "__qualname__", ""):
-            release.wait(0.001)  # `run()` has not begun
-        os.kill(os.getpid(), first)
-        assert is_stopping.wait(SOON)
-        os.kill(os.getpid(), second)
-        release.wait(SOON)
-
-    made: Any = QueueProcessor if isinstance(bench.world, Sync) else AsyncQueueProcessor
-    queue = made(handle)
-    wait_for, is_stopping = queue._wait_for, threading.Event()
-
-    def wait_and_tell(condition: Any, timeout: float | None) -> Any:
-        if timeout is not None:  # the wait of `stop()`
-            is_stopping.set()
-        return wait_for(condition, timeout)
-
-    queue._wait_for = wait_and_tell
-    bench.made.append(queue)
-    with pytest.raises(end) as ended:
-        bench.run_with(queue, "x")
-    release.set()
-    if end is SystemExit:
-        assert 128 + second == ended.value.code
-    assert ("stopped", 1) == (queue.get_stats().state, queue.get_stats().waiting)
-    assert before == (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT))
 
 
 PROGRAM = """
